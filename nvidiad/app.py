@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wiring: the one place where adapters are chosen."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.errors import Code, Failure, Permanent
+from nvidiad.nouns.model import Attempt, Memory, Problem
+from nvidiad.thought import config
+from nvidiad.verbs.ports import DriverPorts, Ports
+from nvidiad.world.gpu import PciGpus
+from nvidiad.world.host import LinuxHost, config_fragments
+from nvidiad.world.linker import Linker
+from nvidiad.world.memory import MemoryFile
+from nvidiad.world.modules import Modules
+from nvidiad.world.mounts import Mounts
+from nvidiad.world.nodes import Nodes
+from nvidiad.world.trees import Trees
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nvidiad.nouns.model import Progress
+    from nvidiad.rim.daemon import Source
+    from nvidiad.thought.config import Settings
+    from nvidiad.verbs.ports import Bus, Log
+
+CONFIGURATION = Path("/etc/nvidiad/nvidiad.toml")
+RUNTIME = Path("run/nvidiad")
+STATE = Path("var/lib/nvidiad")
+# Reasons for which a host without a driver is in order, and its gated units may go.
+_FREEING = frozenset({Code.NO_GPU, Code.OTHER_OWNER})
+
+
+def read_settings(path: Path) -> Settings:
+    """The configuration; raises CONFIG_INVALID with every fault of every file."""
+    settings, faults = config.load(config_fragments(path))
+    if faults:
+        raise Permanent(
+            Code.CONFIG_INVALID,
+            "; ".join(str(fault) for fault in faults),
+            f"Correct it, then: systemctl reload nvidiad (faults found: {len(faults)}).",
+        )
+    return settings
+
+
+def driver_ports(settings: Settings, root: Path) -> DriverPorts:
+    """The adapters that activation needs, for the host below `root`."""
+    modules = Modules(root)
+    return DriverPorts(
+        host=LinuxHost(root),
+        gpus=PciGpus(root),
+        trees=Trees(root / settings.install.root.relative_to("/"), lambda: bool(modules.loaded())),
+        mounts=Mounts(root),
+        linker=Linker(root),
+        modules=modules,
+        nodes=Nodes(root),
+    )
+
+
+def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
+    """All adapters; without a bus the units are unknown."""
+    from nvidiad.world.images import DockerImages, Timeouts
+    from nvidiad.world.units import NoUnits, SystemdUnits
+    from nvidiad.world.updates import NoUpdates, UpdateEngine
+
+    image = settings.image
+    return Ports(
+        driver=driver_ports(settings, root),
+        units=SystemdUnits(bus, configuration=root / "etc/systemd/system") if bus else NoUnits(),
+        updates=UpdateEngine(bus) if bus else NoUpdates(),
+        images=DockerImages(
+            f"unix://{settings.engine.socket}",
+            Path(image.auth_file) if image.auth_file else None,
+            Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
+        ),
+        memories=memories(root),
+        activations=activations(root),
+    )
+
+
+def memories(root: Path) -> MemoryFile:
+    """What survives reboots."""
+    return MemoryFile(root / STATE / "memory.json")
+
+
+def activations(root: Path) -> MemoryFile:
+    """What the last activation of this boot says to the daemon."""
+    return MemoryFile(root / RUNTIME / "activation.json")
+
+
+def connect() -> Bus:
+    """The system bus."""
+    from nvidiad.world.bus import Connection
+
+    return Connection()
+
+
+def activate(configuration: Path, root: Path, log: Log) -> int:
+    """Bring the driver on disk into force; the exit status of nvidia.service."""
+    from nvidiad.thought.activation import activate as plan_activation
+    from nvidiad.verbs.engine import DriverEngine, problem_of
+    from nvidiad.verbs.observer import look_at_driver
+
+    hold = True
+    try:
+        settings = read_settings(configuration)
+        hold = settings.units.hold
+        ports = driver_ports(settings, root)
+        plan = plan_activation(look_at_driver(ports, settings), settings)
+        log.info("plan", reason=plan.reason, steps=len(plan.steps))
+        report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
+        problem = plan.problem or report.problem
+    except Failure as failure:
+        problem = problem_of(failure)
+    _leave_word(root, problem, log)
+    if problem is None or problem.code in _FREEING:
+        return 0
+    log.error(problem.sentence, code=str(problem.code), remedy=problem.remedy)
+    if not hold:
+        log.warning("when-missing is 'start': the gated units start without a driver")
+        return 0
+    return 1
+
+
+def _leave_word(root: Path, problem: Problem | None, log: Log) -> None:
+    """Tell the daemon, which may not be running, why it failed."""
+    attempts = (Attempt("activate", 1, time.time(), problem),) if problem else ()
+    try:
+        activations(root).write(Memory(attempts))
+    except Failure as failure:
+        log.warning("the daemon is not told, proceeding anyway", error=failure.sentence)
+
+
+def deactivate(configuration: Path, root: Path, log: Log) -> int:
+    """Take the driver down, unless the whole host is going down: then nothing is worth the time."""
+    from nvidiad.thought.activation import deactivate as plan_deactivation
+    from nvidiad.verbs.engine import DriverEngine
+    from nvidiad.verbs.observer import look_at_driver
+
+    if _host_is_stopping(root):
+        log.info("the host is going down, the driver stays loaded")
+        return 0
+    settings = read_settings(configuration)
+    ports = driver_ports(settings, root)
+    plan = plan_deactivation(look_at_driver(ports, settings), settings)
+    report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
+    return 1 if report.problem else 0
+
+
+def _host_is_stopping(root: Path) -> bool:
+    """shutdown.target's job is the sign; asking systemd itself costs an import of 40 ms at every stop."""
+    from nvidiad.world import process
+
+    if root != Path("/"):
+        return False
+    finished = process.run(["systemctl", "is-system-running"], timeout=10)
+    return finished.out.strip() == "stopping"
+
+
+def run_daemon(configuration: Path, root: Path) -> int:
+    """`nvidiad run`."""
+    import asyncio
+
+    from nvidiad.world import journal
+
+    log = journal.configure(os.environ)
+    try:
+        status = asyncio.run(_serve(configuration, root, log))
+    except Failure as failure:
+        log.error(failure.sentence, code=str(failure.code), remedy=failure.remedy)
+        status = 1
+    sys.stderr.flush()
+    # The worker may be in a pull: every step survives a kill, so nothing is waited for.
+    os._exit(status)
+
+
+async def _serve(configuration: Path, root: Path, log: Log) -> int:
+    import random
+
+    from nvidiad import __version__
+    from nvidiad.nouns import errors
+    from nvidiad.rim.board import Board
+    from nvidiad.rim.daemon import Daemon, Surroundings
+    from nvidiad.rim.server import Server
+    from nvidiad.thought import render
+    from nvidiad.verbs.reconcile import Reconciler
+    from nvidiad.world.notify import ServiceManager, inherited_sockets
+
+    bus = connect()
+    cache: dict[str, tuple[Settings, Ports]] = {}
+
+    def ports_for(settings: Settings) -> Ports:
+        """The adapters, made anew when the configuration has changed."""
+        known = cache.get("last")
+        if known is None or known[0] != settings:
+            known = cache["last"] = (settings, all_ports(settings, root, bus))
+        return known[1]
+
+    board = Board(version=__version__, recall=memories(root).read)
+    daemon = Daemon(
+        Surroundings(
+            log=log,
+            manager=ServiceManager(),
+            publisher=board,
+            read_settings=lambda: read_settings(configuration),
+            make_looker=lambda publish, tell, stopping: Reconciler(
+                ports_for,
+                log,
+                now=time.time,
+                seconds=time.monotonic,
+                tell=tell,
+                publish=publish,
+                stopping=stopping,
+            ),
+            open_sources=_open_sources,
+            status_line=render.status_line,
+            jitter=random.random,
+            microseconds=lambda: time.monotonic_ns() // 1000,
+        )
+    )
+    server = Server(
+        board.snapshot, lambda reason: daemon.poke(reason, forced=True), log=log, version=__version__
+    )
+    board.listen(server.changed)
+    sockets = inherited_sockets(os.environ, os.getpid())
+    try:
+        await server.start(sockets.get("varlink") or root / RUNTIME / "io.nvidiad")
+    except OSError as error:
+        raise Permanent(errors.Code.INTERNAL, f"cannot serve on the socket: {error}") from error
+    try:
+        return await daemon.run()
+    finally:
+        await server.stop()
+
+
+def _open_sources(settings: Settings) -> Sequence[Source]:
+    from nvidiad.thought.planner import watched_units
+    from nvidiad.world.bus import Connection
+    from nvidiad.world.gpu import Monitor
+    from nvidiad.world.mountwatch import MountWatch
+    from nvidiad.world.signals import BusSignals
+    from nvidiad.world.units import unit_path
+
+    return (BusSignals(Connection(), watched_units(settings), unit_path), Monitor(), MountWatch())
+
+
+def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable[[Progress], None]) -> str:
+    """Do by hand what the daemon does: a tree from an image or from a directory; the path of the tree."""
+    from nvidiad.nouns.model import Build, InstallTree, Plan, PullImage
+    from nvidiad.verbs.engine import Engine
+
+    settings = read_settings(configuration)
+    if what.startswith((".", "/")):
+        return driver_ports(settings, root).trees.install(Path(what), tell).path
+    ports = all_ports(settings, root, None)
+    digest = ports.images.resolve(what)
+    ports.images.pull(what, digest, tell)
+    labels = ports.images.labels(what, digest)
+    build = Build(
+        labels.get("io.nvidiad.driver", ""),
+        labels.get("io.nvidiad.os.version", ""),
+        labels.get("io.nvidiad.kernel", ""),
+        labels.get("io.nvidiad.product", ""),
+    )
+    plan = Plan(f"'{what}' is to be installed", (PullImage(what, build), InstallTree(what, build)))
+    report = Engine(ports, log, seconds=time.monotonic, tell=tell).execute(plan)
+    if report.problem:
+        raise Permanent(report.problem.code, report.problem.sentence, report.problem.remedy)
+    from pathlib import PurePosixPath
+
+    from nvidiad.nouns import naming
+
+    return str(naming.tree_path(PurePosixPath(ports.driver.trees.root), build))

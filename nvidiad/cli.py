@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: verbs, options, exit statuses; imports are lazy, as `status` must cost little."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from nvidiad.nouns.errors import Failure
+
+OK, FAILED, USAGE, NOT_RUNNING, NOT_READY = range(5)
+# Nothing is missing that this host should have.
+_IN_ORDER = ("ready", "no-gpu", "standing-back")
+
+_EPILOG = """\
+exit status: 0 ready, 1 failure, 2 usage, 3 not running, 4 running but not ready
+See nvidiad(8)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if given in ([], ["status"]):
+            # The road that people and probes take most: without even argparse.
+            from nvidiad.rim.client import SOCKET
+
+            return _status(SOCKET, "off")
+        return _dispatch(given)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        from nvidiad.nouns.errors import Failure
+
+        if not isinstance(error, Failure):
+            raise
+        return _fail(error)
+
+
+def _fail(failure: Failure) -> int:
+    print(f"nvidiad: {failure.sentence} [{failure.code}]", file=sys.stderr)
+    if failure.remedy:
+        print(f"{failure.remedy}", file=sys.stderr)
+    return NOT_RUNNING if failure.code == "not-running" else FAILED
+
+
+def _dispatch(given: list[str]) -> int:
+    options = _parse(given)
+    match options.verb:
+        case "status":
+            return _status(options.socket, options.json)
+        case "reconcile":
+            return _reconcile(options)
+        case "plan":
+            return _plan(options)
+        case "list":
+            return _list(options)
+        case "check":
+            return _check(options)
+        case "install":
+            return _install(options)
+        case "gc":
+            return _gc(options)
+        case "run":
+            from nvidiad import app
+
+            return app.run_daemon(options.config, options.root)
+        case _:
+            return _activate(options)
+
+
+def _parse(given: list[str]) -> argparse.Namespace:
+    import argparse
+    from pathlib import Path
+
+    from nvidiad import __version__
+    from nvidiad.rim.client import SOCKET
+
+    parser = argparse.ArgumentParser(
+        prog="nvidiad",
+        description="Keep the right NVIDIA driver on a host that updates itself.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", choices=("pretty", "short", "off"), default="off", help="print JSON")
+    common.add_argument("--config", type=Path, default=Path("/etc/nvidiad/nvidiad.toml"), metavar="FILE")
+    common.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="PATH", help="look at the host below PATH"
+    )
+    common.add_argument("--socket", default=SOCKET, metavar="PATH", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"nvidiad {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, text in (
+        ("status", "say whether the GPU is usable, and if not, why (default)"),
+        ("plan", "say what would be done and why, without the daemon, and do nothing"),
+        ("reconcile", "let the daemon look now, back-off or not"),
+        ("list", "list the trees on this host"),
+        ("check", "verify the tree in force, file by file, and what is loaded"),
+        ("install", "install a tree from an image or a directory"),
+        ("gc", "remove the trees that nothing needs"),
+        ("run", "run the daemon (nvidiad.service does)"),
+        ("activate", "bring the driver on disk into force (nvidia.service does)"),
+        ("deactivate", "undo activate"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text, parents=[common])
+        if name == "install":
+            verb.add_argument("what", metavar="IMAGE|DIRECTORY", help="a directory begins with / or .")
+        if name == "gc":
+            verb.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    # The default verb: options alone are options of `status`.
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
+        given = ["status", *given]
+    return parser.parse_args(given)
+
+
+def _status(socket: str, json: str) -> int:
+    from nvidiad.rim import client
+
+    if json == "off":
+        phase, body = client.status(socket, colour=_colour())
+    else:
+        phase, body = client.status_json(socket, pretty=json == "pretty")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(body)
+    if not body.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+    return OK if phase in _IN_ORDER else NOT_READY
+
+
+def _colour() -> bool:
+    import os
+
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _reconcile(options: argparse.Namespace) -> int:
+    from nvidiad.rim import client
+
+    client.call(options.socket, "io.nvidiad.Reconcile")
+    print("nvidiad looks at the host now; follow it with: nvidiad status", file=sys.stderr)
+    return OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import time
+
+    from nvidiad import __version__, app
+    from nvidiad.nouns.errors import Failure
+    from nvidiad.thought import planner
+    from nvidiad.thought.activation import activate
+    from nvidiad.thought.document import document
+    from nvidiad.verbs.observer import observe
+
+    settings = app.read_settings(options.config)
+    bus = None
+    if str(options.root) == "/":
+        try:
+            bus = app.connect()
+        except Failure as failure:
+            print(f"nvidiad: {failure.sentence}, planning without units", file=sys.stderr)
+    ports = app.all_ports(settings, options.root, bus)
+    facts = observe(ports, settings)
+    now = time.time()
+    plan = planner.decide(facts, settings, ports.memories.read(), now)
+    status = planner.assess(facts, settings, plan, now=now)
+    inner = activate(facts.driver, settings)
+    if options.json != "off":
+        _print_json(document(status, version=__version__, memory=ports.memories.read()), options.json)
+        return OK
+    print(f"{status.phase}: {status.summary}")
+    print(f"because {plan.reason}")
+    for step in plan.steps:
+        print(f"  - {step.describe()}")
+    if inner.steps:
+        print("nvidia.service then brings it into force:")
+        for step in inner.steps:
+            print(f"  - {step.describe()}")
+    if not plan.steps and not inner.steps:
+        print("nothing is to be done")
+    if plan.problem:
+        print(f"problem: {plan.problem.sentence} [{plan.problem.code}]")
+        if plan.problem.remedy:
+            print(plan.problem.remedy)
+    return OK
+
+
+def _list(options: argparse.Namespace) -> int:
+    from nvidiad import app
+    from nvidiad.thought.render import table
+
+    settings = app.read_settings(options.config)
+    ports = app.driver_ports(settings, options.root)
+    current, trees = ports.trees.current(), ports.trees.list()
+    loaded = {module.name: module.version for module in ports.modules.loaded()}.get("nvidia")
+    kernel = ports.host.kernel()
+    rows = []
+    for tree in trees:
+        build = tree.build
+        marks = [
+            *(["current"] if tree.path == current else []),
+            *(["loaded"] if build.driver == loaded and build.kernel == kernel else []),
+        ]
+        rows.append(
+            (build.driver, build.os_version, build.kernel, str(tree.flavour), ",".join(marks), tree.path)
+        )
+    if options.json != "off":
+        keys = ("driver", "os", "kernel", "flavour", "state", "path")
+        _print_json([dict(zip(keys, row, strict=True)) for row in rows], options.json)
+        return OK
+    print(table(rows, ("DRIVER", "OS", "KERNEL", "FLAVOUR", "STATE", "PATH")), end="")
+    return OK
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nvidiad import app
+    from nvidiad.nouns.errors import Failure
+    from nvidiad.thought.activation import activate, find_tree
+    from nvidiad.verbs.observer import look_at_driver
+
+    settings = app.read_settings(options.config)
+    ports = app.driver_ports(settings, options.root)
+    facts = look_at_driver(ports, settings)
+    found: list[tuple[str, str, str]] = []
+
+    def note(what: str, code: str, sentence: str) -> None:
+        found.append((what, code, sentence))
+
+    for gpu in facts.gpus:
+        note("gpu", "ok", f"{gpu.device} at {gpu.address}, bound to {gpu.bound or 'nothing'}")
+    if not facts.gpus:
+        note("gpu", "no-gpu", "this host has no NVIDIA GPU")
+    tree = find_tree(facts, settings)
+    if tree is not None:
+        try:
+            ports.trees.verify(tree.path, tree.build)
+            note("tree", "ok", f"every file of '{tree.path}' is as its manifest says")
+        except Failure as failure:
+            note("tree", str(failure.code), failure.sentence)
+    plan = activate(facts, settings)
+    if plan.problem:
+        note("driver", str(plan.problem.code), plan.problem.sentence)
+    elif plan.steps:
+        note("driver", "not-in-force", plan.reason)
+    else:
+        note("driver", "ok", plan.reason)
+    if options.json != "off":
+        _print_json([dict(zip(("check", "code", "text"), row, strict=True)) for row in found], options.json)
+    else:
+        for what, code, sentence in found:
+            print(f"{what:8} {code:18} {sentence}")
+    return OK if all(code in ("ok", "no-gpu") for _, code, _ in found) else FAILED
+
+
+def _install(options: argparse.Namespace) -> int:
+    import os
+
+    from nvidiad import app
+    from nvidiad.rim import client
+    from nvidiad.rim.terminal import ProgressLine
+    from nvidiad.world.journal import PlainLog
+
+    progress = ProgressLine(sys.stderr)
+    try:
+        tree = app.install(options.what, options.config, options.root, PlainLog(os.environ), progress.show)
+    finally:
+        progress.end()
+    print(tree)
+    try:
+        client.call(options.socket, "io.nvidiad.Reconcile")
+    except Exception as error:
+        from nvidiad.nouns.errors import Failure
+
+        if not isinstance(error, Failure):
+            raise
+        print(
+            "The daemon does not run; bring the driver up with: systemctl start nvidia.service",
+            file=sys.stderr,
+        )
+    return OK
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from nvidiad import app
+    from nvidiad.thought.activation import wanted
+    from nvidiad.thought.retention import expendable
+    from nvidiad.verbs.observer import look_at_driver
+    from nvidiad.world.updates import UpdateEngine
+
+    settings = app.read_settings(options.config)
+    ports = app.driver_ports(settings, options.root)
+    facts = look_at_driver(ports, settings)
+    update = UpdateEngine(app.connect()).status() if str(options.root) == "/" else None
+    last_good = app.memories(options.root).read().last_good
+    for tree in expendable(facts, wanted(facts, settings), update=update, last_good=last_good):
+        if not options.dry_run:
+            ports.trees.remove(tree.path)
+        print(f"{'would remove' if options.dry_run else 'removed'} {tree.path}")
+    return OK
+
+
+def _activate(options: argparse.Namespace) -> int:
+    import os
+
+    from nvidiad import app
+    from nvidiad.world.journal import PlainLog
+
+    do = app.activate if options.verb == "activate" else app.deactivate
+    return do(options.config, options.root, PlainLog(os.environ))
+
+
+def _print_json(value: object, style: str) -> None:
+    import json
+
+    print(json.dumps(value, indent=2 if style == "pretty" else None))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Failures: each has a stable code, a sentence that names the thing, and a remedy."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Every reason for which the GPU may not be usable; stable, documented, never renamed."""
+
+    # the host as it is
+    NO_GPU = "no-gpu"
+    OTHER_OWNER = "other-owner"
+    LOCKDOWN = "lockdown"
+    # configuration
+    CONFIG_INVALID = "config-invalid"
+    NOT_CONFIGURED = "not-configured"
+    # container engine
+    ENGINE_UNREACHABLE = "engine-unreachable"
+    ENGINE_LOST = "engine-lost"
+    ENGINE_TOO_OLD = "engine-too-old"
+    # registry and image
+    REGISTRY_UNREACHABLE = "registry-unreachable"
+    REGISTRY_STALLED = "registry-stalled"
+    REGISTRY_AUTH = "registry-auth"
+    REGISTRY_TLS = "registry-tls"
+    IMAGE_MISSING = "image-missing"
+    IMAGE_CORRUPT = "image-corrupt"
+    IMAGE_FOREIGN = "image-foreign"
+    IMAGE_MISMATCH = "image-mismatch"
+    IMAGE_FAILED = "image-failed"
+    PULL_FAILED = "pull-failed"
+    PULL_TIMEOUT = "pull-timeout"
+    # tree
+    MANIFEST_INVALID = "manifest-invalid"
+    TREE_INVALID = "tree-invalid"
+    TREE_MISSING = "tree-missing"
+    DISK_FULL = "disk-full"
+    READ_ONLY = "read-only"
+    # kernel
+    VERMAGIC_MISMATCH = "vermagic-mismatch"
+    MODULE_REFUSED = "module-refused"
+    MODULE_REJECTED = "module-rejected"
+    MODULE_IN_USE = "module-in-use"
+    MODULE_FOREIGN = "module-foreign"
+    GPU_REFUSED = "gpu-refused"
+    SYMBOL_UNKNOWN = "symbol-unknown"
+    DRIVER_MISMATCH = "driver-mismatch"
+    # exposure and order
+    EXPOSURE_FAILED = "exposure-failed"
+    UNIT_FAILED = "unit-failed"
+    UNIT_MASKED = "unit-masked"
+    BUS_LOST = "bus-lost"
+    # the conversation with nvidiad itself
+    NOT_RUNNING = "not-running"
+    NOT_AUTHORIZED = "not-authorized"
+    COMMAND_FAILED = "command-failed"
+    INTERNAL = "internal"
+
+
+class Failure(Exception):
+    """Something that could not be done; `retry` says whether trying again without a person can help."""
+
+    retry = False
+
+    def __init__(self, code: Code, sentence: str, remedy: str = "") -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class Transient(Failure):
+    """May pass by itself: tried again with back-off."""
+
+    retry = True
+
+
+class Permanent(Failure):
+    """Stays until something on the host, in the registry or in the configuration changes."""

@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model: what was observed (facts), what is to be done (plan, steps) and what came of it (report)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.errors import Code
+
+
+class Flavour(StrEnum):
+    """Which kernel modules a driver has: NVIDIA's open ones or the proprietary ones."""
+
+    OPEN = "open"
+    PROPRIETARY = "proprietary"
+
+
+class Exposure(StrEnum):
+    """How the driver's libraries come into the linker cache."""
+
+    OVERLAY = "overlay"
+    LDCONFIG = "ldconfig"
+    AUTO = "auto"
+
+
+class Phase(StrEnum):
+    """The state of the host as a person sees it; computed at every look, never stored."""
+
+    READY = "ready"
+    STANDING_BACK = "standing-back"
+    NO_GPU = "no-gpu"
+    CONVERGING = "converging"
+    WAITING = "waiting"
+    PENDING_REBOOT = "pending-reboot"
+    BLOCKED = "blocked"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An OS version, as os-release names it (os-release(5): ID, VERSION_ID or VERSION)."""
+
+    id: str
+    version: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A driver for one OS release: the identity of an image and of a tree."""
+
+    driver: str
+    os_version: str
+    kernel: str
+    product: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.os_version}-{self.driver}" + (f"-{self.product}" if self.product else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA PCI function of class display, 3D or NVSwitch bridge."""
+
+    address: str
+    device: str
+    """Vendor and device id, `10de:20b5`."""
+    bound: str | None
+    """The kernel driver bound to it, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFile:
+    """A kernel module in a tree, as its .modinfo section describes it."""
+
+    name: str
+    path: str
+    version: str
+    vermagic: str
+    depends: tuple[str, ...]
+    signed: bool = False
+    """It carries a signature; whether the kernel trusts the key, only the kernel knows."""
+
+    @property
+    def kernel(self) -> str:
+        """The kernel release it was compiled for: the first word of its vermagic."""
+        return self.vermagic.partition(" ")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A complete build on disk."""
+
+    path: str
+    build: Build
+    flavour: Flavour
+    libraries: tuple[str, ...] = ()
+    """Names that the dynamic linker looks for: the entries `lib*.so.N` of lib64."""
+    firmware: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModule:
+    """A module in the kernel, from /sys/module/NAME."""
+
+    name: str
+    version: str | None
+    references: int
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that keeps an NVIDIA device open, and the unit or container it belongs to."""
+
+    pid: int
+    command: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkerFacts:
+    """What the dynamic linker knows of the driver."""
+
+    configuration: str | None
+    """The text of our ld.so.conf.d file, None where there is none."""
+    missing: tuple[str, ...]
+    """Libraries of the wanted tree that the cache does not name."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountFacts:
+    """The part of the mount table that exposure depends on."""
+
+    overlay_lower: tuple[str, ...] | None
+    """The lower directories of the overlay on /usr/lib64, None where there is no overlay of ours."""
+    usr_is_overlay: bool
+    lib64_is_lib: bool
+    """/usr/lib and /usr/lib64 are one directory (CoreOS, Flatcar before 3185)."""
+    lib64_exists: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFacts:
+    """Everything about the host that activation depends on."""
+
+    release: Release
+    kernel: str
+    boot_id: str
+    lockdown: str
+    """The lockdown level of the kernel: none, integrity or confidentiality."""
+    extensions: tuple[str, ...]
+    """Active system extensions that bring an NVIDIA driver of their own."""
+    gpus: tuple[Gpu, ...]
+    trees: tuple[Tree, ...]
+    current: str | None
+    wanted_modules: tuple[ModuleFile, ...]
+    """The modules of the wanted tree; empty while the tree is not there."""
+    loaded: tuple[LoadedModule, ...]
+    mounts: MountFacts
+    linker: LinkerFacts
+    firmware_path: str
+    nodes_missing: tuple[str, ...]
+    """Device nodes that the loaded modules serve and that are not in /dev as they should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """A unit as systemd sees it (org.freedesktop.systemd1); times in microseconds, 0 for never."""
+
+    name: str
+    load: str
+    active: str
+    sub: str
+    result: str
+    job: int
+    wanted: bool
+    """Something pulls it in at boot (WantedBy, RequiredBy or UpheldBy is not empty)."""
+    active_enter: int
+    inactive_enter: int
+    active_since: int
+    """Wall clock of active_enter, in microseconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStatus:
+    """What update_engine says (GetStatus); `version` is empty where it names none."""
+
+    operation: str
+    version: str
+    progress: float
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the host is not ready, in the words of errors.Failure."""
+
+    code: Code
+    sentence: str
+    remedy: str = ""
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """One look at the host."""
+
+    driver: DriverFacts
+    units: tuple[UnitState, ...]
+    gates: tuple[str, ...]
+    """Units that have our drop-in."""
+    update: UpdateStatus | None
+    activation: Problem | None = None
+    """Why the last activation failed, as it left it in /run."""
+    holders: tuple[Holder, ...] = ()
+
+    def unit(self, name: str) -> UnitState | None:
+        """The state of a unit, None where it was not looked at."""
+        return next((unit for unit in self.units if unit.name == name), None)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Steps: each a small frozen value that can describe itself.
+
+
+@dataclass(frozen=True, slots=True)
+class PullImage:
+    """Fetch an image by digest, so that what is run later is what was resolved now."""
+
+    reference: str
+    build: Build
+
+    def describe(self) -> str:
+        return f"pull '{self.reference}'"
+
+
+@dataclass(frozen=True, slots=True)
+class InstallTree:
+    """Run the pulled image's installer and verify the tree that it leaves."""
+
+    reference: str
+    build: Build
+
+    def describe(self) -> str:
+        return f"install '{self.build}' from '{self.reference}' and verify it"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteGates:
+    """Make systemd hold these units until nvidia.service is up, and no others."""
+
+    units: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"order {', '.join(self.units) or 'no unit'} after nvidia.service"
+
+
+@dataclass(frozen=True, slots=True)
+class StartUnit:
+    name: str
+    wait: bool = True
+    """Wait for the end of the start job; gated units may take as long as they like."""
+
+    def describe(self) -> str:
+        return f"start {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadUnit:
+    name: str
+
+    def describe(self) -> str:
+        return f"reload {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectTree:
+    """Let `current` name this tree."""
+
+    tree: str
+    link: str
+
+    def describe(self) -> str:
+        return f"point '{self.link}' to '{self.tree}'"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOverlay:
+    lower: str
+    target: str
+
+    def describe(self) -> str:
+        return f"overlay '{self.lower}' on '{self.target}'"
+
+
+@dataclass(frozen=True, slots=True)
+class UnmountOverlay:
+    target: str
+
+    def describe(self) -> str:
+        return f"take the overlay off '{self.target}'"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureLinker:
+    """Write our ld.so.conf.d file; None removes it."""
+
+    text: str | None
+
+    def describe(self) -> str:
+        return "remove the linker configuration" if self.text is None else "write the linker configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshLinkerCache:
+    def describe(self) -> str:
+        return "refresh the linker cache"
+
+
+@dataclass(frozen=True, slots=True)
+class SetFirmwarePath:
+    path: str
+
+    def describe(self) -> str:
+        return f"set the firmware path to '{self.path}'" if self.path else "clear the firmware path"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadHostModules:
+    """Modules of the OS itself that the driver needs; those in `optional` may be absent."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"load host modules {', '.join(self.required + self.optional)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModule:
+    module: ModuleFile
+    parameters: tuple[str, ...]
+    tree: str
+
+    def describe(self) -> str:
+        return f"load {self.module.name} from '{self.module.path}'"
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModule:
+    name: str
+
+    def describe(self) -> str:
+        return f"unload {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeNodes:
+    def describe(self) -> str:
+        return "make the device nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNodes:
+    def describe(self) -> str:
+        return "remove the device nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDriver:
+    """Compare what is loaded, exposed and in /dev with what is wanted."""
+
+    driver: str
+
+    def describe(self) -> str:
+        return f"check that driver {self.driver} is the one loaded"
+
+
+Step = (
+    PullImage
+    | InstallTree
+    | WriteGates
+    | StartUnit
+    | ReloadUnit
+    | SelectTree
+    | MountOverlay
+    | UnmountOverlay
+    | ConfigureLinker
+    | RefreshLinkerCache
+    | SetFirmwarePath
+    | LoadHostModules
+    | LoadModule
+    | UnloadModule
+    | MakeNodes
+    | RemoveNodes
+    | CheckDriver
+)
+
+
+def step_name(step: Step) -> str:
+    """The step's name in logs and documents: `PullImage` is `pull-image`."""
+    name = type(step).__name__
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do and why; without steps and without a problem the host is as it should be."""
+
+    reason: str
+    steps: tuple[Step, ...] = ()
+    problem: Problem | None = None
+    wait: float | None = None
+    """Seconds until a step that is due later may be tried; None when nothing waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    step: Step
+    seconds: float
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a plan; it ends at the first step that failed."""
+
+    plan: Plan
+    results: tuple[StepResult, ...] = ()
+
+    @property
+    def problem(self) -> Problem | None:
+        return next((r.problem for r in self.results if r.problem), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a long step stands."""
+
+    step: str
+    detail: str
+    done: int = 0
+    total: int = 0
+    """Bytes, 0 where they are not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The failed tries of one thing; with the last build known good, all that is remembered across boots."""
+
+    reference: str
+    count: int
+    last: float
+    """Wall clock of the last try, seconds since 1970."""
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    attempts: tuple[Attempt, ...] = ()
+    last_good: str = ""
+    """The path of the tree that was last seen ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a person is told: see thought/render for the words and the JSON document."""
+
+    phase: Phase
+    summary: str
+    since: float | None
+    facts: HostFacts
+    wanted: Build
+    reference: str
+    exposure: Exposure
+    exposure_reason: str
+    problem: Problem | None = None
+    plan: Plan | None = None
+    report: Report | None = None
+    next_try: float | None = None
+    """Wall clock of the next attempt, seconds since 1970."""
+    looked: float = 0.0
+    warnings: tuple[str, ...] = field(default=())

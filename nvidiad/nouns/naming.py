@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names: of a build as an image tag and as a tree on disk."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import PurePosixPath
+
+    from nvidiad.nouns.model import Build
+
+# Versions become path components and parts of a tag: nothing else may be in them.
+VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+
+
+def is_version(text: str) -> bool:
+    """Whether `text` may stand in a path and in a tag."""
+    return VERSION.fullmatch(text) is not None and ".." not in text
+
+
+def image_tag(template: str, build: Build) -> str:
+    """The tag of a build's image; `+` and `~` are not allowed in a tag and become `-`.
+
+    The template knows {os}, {driver}, {kernel}, {product} and {-product} (with its dash, or nothing).
+    """
+    product = f"-{build.product}" if build.product else ""
+    tag = template.replace("{-product}", product)
+    for key, value in (
+        ("os", build.os_version),
+        ("driver", build.driver),
+        ("kernel", build.kernel),
+        ("product", build.product),
+    ):
+        tag = tag.replace("{" + key + "}", value)
+    return re.sub(r"[^0-9A-Za-z_.-]", "-", tag)
+
+
+def bundle_root(root: PurePosixPath) -> PurePosixPath:
+    """Where all driver trees are, below the install root."""
+    return root / "nvidia"
+
+
+def tree_path(root: PurePosixPath, build: Build) -> PurePosixPath:
+    """Where a build's tree is on disk, below the install root (`/opt`)."""
+    return bundle_root(root) / build.driver / build.os_version
+
+
+def current_path(root: PurePosixPath) -> PurePosixPath:
+    """The symlink that names the tree in force."""
+    return bundle_root(root) / "current"
+
+
+def partial_path(tree: PurePosixPath) -> PurePosixPath:
+    """Where a tree is laid down before it is renamed into place."""
+    return tree.with_name(f".{tree.name}{PARTIAL}")
+
+
+def module_name(file_name: str) -> str:
+    """`nvidia-uvm.ko` or `nvidia-uvm` as the kernel names it: `nvidia_uvm`."""
+    return file_name.removesuffix(".ko").replace("-", "_")

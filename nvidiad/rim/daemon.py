@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: an event loop that owns descriptors, signals and timers, and one worker that looks."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from nvidiad.nouns.errors import Code, Failure, Transient
+from nvidiad.nouns.model import Phase, Problem
+from nvidiad.thought.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nvidiad.nouns.model import Progress, Status
+    from nvidiad.verbs.ports import Log
+
+# After a failure that no plan accounts for (a bug, an unreadable host): look again, but not at once.
+_RECOVER_SECONDS = 30.0
+_STATUS_SECONDS = 1.0
+
+
+class Source(Protocol):
+    """Something that tells by a descriptor that it is time to look again."""
+
+    def fileno(self) -> int: ...
+    def drain(self) -> tuple[str, ...]: ...
+    def close(self) -> None: ...
+
+
+class Looker(Protocol):
+    """What the worker runs: verbs.reconcile.Reconciler."""
+
+    def look(self, settings: Settings, *, forced: bool = False) -> Status: ...
+
+
+class Manager(Protocol):
+    """The service manager that started us."""
+
+    def ready(self, status: str) -> None: ...
+    def status(self, status: str) -> None: ...
+    def reloading(self, monotonic_microseconds: int) -> None: ...
+    def stopping(self) -> None: ...
+    def alive(self) -> None: ...
+    def watchdog_seconds(self) -> float | None: ...
+
+
+class Publisher(Protocol):
+    """Where a status goes: the socket server."""
+
+    def publish(self, status: Status | None, progress: Progress | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """All that the daemon is given by app."""
+
+    log: Log
+    manager: Manager
+    publisher: Publisher
+    read_settings: Callable[[], Settings]
+    make_looker: Callable[[Callable[[Status], None], Callable[[Progress], None], Callable[[], bool]], Looker]
+    open_sources: Callable[[Settings], Sequence[Source]]
+    status_line: Callable[[Status], str]
+    jitter: Callable[[], float]
+    """A random number in [0, 1): spreads the polls of a fleet."""
+    microseconds: Callable[[], int]
+    """The monotonic clock."""
+
+
+class Daemon:
+    """Subscribe, look, converge, serve."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._with = surroundings
+        self._log = surroundings.log
+        self._settings = Settings()
+        self._config_problem: Problem | None = None
+        self._wake = asyncio.Event()
+        self._reasons: list[str] = []
+        self._forced = False
+        self._stop = False
+        self._failure: Failure | None = None
+        self._status: Status | None = None
+        self._progress: Progress | None = None
+        self._told = ""
+        self._next: asyncio.TimerHandle | None = None
+        self._refresh: asyncio.TimerHandle | None = None
+
+    # -- what others may do from the loop's thread
+
+    def poke(self, reason: str, *, forced: bool = False) -> None:
+        """Look again; ten pokes while a look is under way make one more look."""
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        self._forced = self._forced or forced
+        self._wake.set()
+
+    async def run(self) -> int:
+        """Run until SIGTERM; the exit status. Nonzero when the bus is lost: systemd then starts us anew."""
+        loop = self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        self._read_settings()
+        # Subscribe first, then look: nothing can happen unseen between the two.
+        sources = self._with.open_sources(self._settings)
+        for source in sources:
+            loop.add_reader(source.fileno(), self._on_source, source)
+        looker = self._with.make_looker(self._on_status, self._on_progress, self._is_stopping)
+        watchdog = loop.create_task(self._keep_alive())
+        # Before the first look: it may start a unit that is ordered after us.
+        self._with.manager.ready("looking at the host")
+        self.poke("start")
+        try:
+            await self._look_for_ever(looker)
+        finally:
+            self._with.manager.stopping()
+            watchdog.cancel()
+            for source in sources:
+                source.close()
+        if self._failure:
+            self._log.error(self._failure.sentence, code=str(self._failure.code))
+            return 1
+        return 0
+
+    async def _look_for_ever(self, looker: Looker) -> None:
+        while not self._is_stopping():
+            await self._wake.wait()
+            self._wake.clear()
+            reasons, self._reasons = self._reasons, []
+            forced, self._forced = self._forced, False
+            self._log.debug("looking", reasons=", ".join(reasons))
+            if self._is_stopping():
+                return
+            pause = await self._look(looker, forced=forced)
+            if self._next:
+                self._next.cancel()
+            self._next = self._loop.call_later(pause, self.poke, "time")
+
+    def _is_stopping(self) -> bool:
+        return self._stop
+
+    async def _look(self, looker: Looker, *, forced: bool) -> float:
+        """One look on the worker; the seconds until the next one without an event."""
+        try:
+            status = await _on_worker(lambda: looker.look(self._settings, forced=forced))
+        except Failure as failure:
+            if failure.code is Code.BUS_LOST:
+                self._fail(failure)
+            elif not self._stop:
+                self._log.error("the look failed", code=str(failure.code), error=failure.sentence)
+            return _RECOVER_SECONDS
+        except Exception as error:
+            # The one place that survives a bug: told with its traceback, and the host is looked at again.
+            self._log.error("internal error", code=str(Code.INTERNAL), error=repr(error), exc_info=True)
+            return _RECOVER_SECONDS
+        self._progress = None
+        self._show(status)
+        poll = self._settings.daemon.poll * (0.9 + 0.2 * self._with.jitter())
+        waits = status.plan.wait if status.plan else None
+        return poll if waits is None else min(poll, max(1.0, waits))
+
+    # -- events, each of which says no more than: look again
+
+    def _on_source(self, source: Source) -> None:
+        try:
+            reasons = source.drain()
+        except Failure as failure:
+            self._fail(failure)
+            return
+        for reason in reasons:
+            self.poke(reason)
+
+    def _on_reload(self) -> None:
+        self._with.manager.reloading(self._with.microseconds())
+        self._read_settings()
+        self._with.manager.ready(self._told or "looking at the host")
+        self.poke("configuration read", forced=True)
+
+    def _on_stop(self) -> None:
+        self._log.info("stopping")
+        self._stop = True
+        self._wake.set()
+
+    def _fail(self, failure: Failure) -> None:
+        """Nothing more can be done in this process."""
+        self._failure = failure
+        self._stop = True
+        self._wake.set()
+
+    async def _keep_alive(self) -> None:
+        """Answer the watchdog as long as the loop runs; a worker in a long pull is no reason to be shot."""
+        seconds = self._with.manager.watchdog_seconds()
+        while seconds:
+            self._with.manager.alive()
+            await asyncio.sleep(seconds / 2)
+
+    # -- configuration
+
+    def _read_settings(self) -> None:
+        """Take the configuration, or keep the last good one and say what is wrong with the new."""
+        try:
+            self._settings = self._with.read_settings()
+            self._config_problem = None
+        except Failure as failure:
+            self._config_problem = Problem(failure.code, failure.sentence, failure.remedy)
+            self._log.error("the configuration is not used", code=str(failure.code), error=failure.sentence)
+
+    # -- what is shown
+
+    def _on_status(self, status: Status) -> None:
+        """From the worker: a new status."""
+        self._loop_call(lambda: self._show(status))
+
+    def _on_progress(self, progress: Progress) -> None:
+        """From the worker: where a long step stands. Raises when the daemon is stopping."""
+        if self._stop:
+            raise Transient(Code.INTERNAL, "nvidiad is stopping")
+        self._progress = progress
+        self._loop_call(self._show_soon)
+
+    def _loop_call(self, what: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(what)
+
+    def _show_soon(self) -> None:
+        """Progress comes many times a second; readers get it once."""
+        if self._refresh is None:
+            self._refresh = self._loop.call_later(_STATUS_SECONDS, self._show_progress)
+
+    def _show_progress(self) -> None:
+        self._refresh = None
+        self._show(self._status)
+
+    def _show(self, status: Status | None) -> None:
+        self._status = self._with_config_problem(status)
+        self._with.publisher.publish(self._status, self._progress)
+        if self._status is None:
+            return
+        line = self._with.status_line(self._status)
+        if line != self._told:
+            self._told = line
+            self._with.manager.status(line)
+
+    def _with_config_problem(self, status: Status | None) -> Status | None:
+        problem = self._config_problem
+        if status is None or problem is None or problem.sentence in status.warnings:
+            return status
+        warned = replace(status, warnings=(*status.warnings, problem.sentence))
+        if self._settings.configured:
+            return warned
+        return replace(warned, phase=Phase.BLOCKED, summary=problem.sentence, problem=problem)
+
+
+async def _on_worker(do: Callable[[], Status]) -> Status:
+    """Run on a thread of its own that never keeps the process from ending: every step survives a kill."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Status] = loop.create_future()
+
+    def settle(status: Status | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif status is not None:
+            future.set_result(status)
+
+    def work() -> None:
+        try:
+            status, error = do(), None
+        except Exception as caught:
+            status, error = None, caught
+        loop.call_soon_threadsafe(settle, status, error)
+
+    threading.Thread(target=work, name="worker", daemon=True).start()
+    return await future

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activation: what is to be done until the driver on disk is in force, and how to undo it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns import naming
+from nvidiad.nouns.errors import Code
+from nvidiad.nouns.model import (
+    Build,
+    CheckDriver,
+    ConfigureLinker,
+    Exposure,
+    LoadHostModules,
+    LoadModule,
+    MakeNodes,
+    MountOverlay,
+    Plan,
+    Problem,
+    RefreshLinkerCache,
+    RemoveNodes,
+    SelectTree,
+    SetFirmwarePath,
+    UnloadModule,
+    UnmountOverlay,
+)
+from nvidiad.thought import parse
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import DriverFacts, MountFacts, Step, Tree
+    from nvidiad.thought.config import Settings
+
+LIBRARIES = "/usr/lib64"
+_HEADER = "# Written by nvidiad; see nvidiad(8).\n"
+# Drivers that keep a GPU from ours. vfio-pci is not among them: a card given to a guest is meant to be.
+_RIVALS = frozenset({"nouveau", "nova", "nova_core", "nova_drm"})
+
+
+def wanted(facts: DriverFacts, settings: Settings) -> Build:
+    """The build that this host should have.
+
+    Where the tag's template does not name the OS release (hosts whose OS version does not name the kernel),
+    the kernel release takes its place on disk too: two kernels of one such release are two builds.
+    """
+    release = facts.release.version if "{os}" in settings.image.tag else facts.kernel
+    return Build(settings.driver.version, release, facts.kernel, settings.driver.product)
+
+
+def find_tree(facts: DriverFacts, settings: Settings) -> Tree | None:
+    """The wanted build on disk, if it is there for exactly this kernel."""
+    build = wanted(facts, settings)
+    return next((tree for tree in facts.trees if tree.build == build), None)
+
+
+def choose_exposure(wish: Exposure, mounts: MountFacts) -> tuple[Exposure, str]:
+    """How to expose the libraries, and why (host-interfaces: overlay nesting, split lib and lib64)."""
+    if wish is not Exposure.AUTO:
+        return wish, "configured"
+    if not mounts.lib64_exists:
+        return Exposure.LDCONFIG, f"there is no {LIBRARIES}"
+    if mounts.usr_is_overlay:
+        return Exposure.LDCONFIG, "/usr already is an overlay (system extensions are merged)"
+    if not mounts.lib64_is_lib:
+        return Exposure.LDCONFIG, "/usr/lib and /usr/lib64 are split"
+    return Exposure.OVERLAY, "/usr/lib and /usr/lib64 are one directory"
+
+
+def linker_directory(exposure: Exposure, settings: Settings) -> str:
+    """The directory whose libraries the linker cache must name."""
+    if exposure is Exposure.OVERLAY:
+        return LIBRARIES
+    return str(naming.current_path(settings.install.root) / "lib64")
+
+
+def activate(facts: DriverFacts, settings: Settings) -> Plan:
+    """The steps from the facts to a usable driver; no steps and no problem: it is, or there is no GPU."""
+    if problem := _not_ours(facts, settings):
+        return Plan("the driver is not nvidiad's to bring up", problem=problem)
+    if not facts.gpus:
+        return Plan("this host has no NVIDIA GPU")
+    tree = find_tree(facts, settings)
+    if tree is None:
+        return Plan("the wanted build is not on disk", problem=_missing(facts, settings))
+    if problem := _unfit(facts, settings):
+        return Plan(f"'{tree.build}' cannot be brought up", problem=problem)
+    steps = (*_exposure_steps(facts, settings, tree), *_module_steps(facts, settings, tree))
+    if not steps:
+        return Plan(f"'{tree.build}' is in force")
+    return Plan(f"'{tree.build}' is on disk but not in force", (*steps, CheckDriver(tree.build.driver)))
+
+
+def deactivate(facts: DriverFacts, settings: Settings) -> Plan:
+    """Undo exactly what activation did, in reverse; `current` and the trees stay."""
+    steps: list[Step] = [UnloadModule(name) for name in unload_order(facts)]
+    if facts.loaded:
+        steps.append(RemoveNodes())
+    if _is_ours(facts.firmware_path, settings):
+        steps.append(SetFirmwarePath(""))
+    if facts.mounts.overlay_lower is not None:
+        steps.append(UnmountOverlay(LIBRARIES))
+    if facts.linker.configuration is not None:
+        steps += [ConfigureLinker(None), RefreshLinkerCache()]
+    return Plan("the driver is taken down", tuple(steps))
+
+
+def unload_order(facts: DriverFacts) -> tuple[str, ...]:
+    """The loaded NVIDIA modules, each before those that it holds."""
+    left = {module.name: set(module.holders) for module in facts.loaded}
+    order: list[str] = []
+    while left:
+        free = sorted(name for name, holders in left.items() if not holders & left.keys())
+        # Holders that form a cycle cannot be: the kernel would not have loaded them.
+        order += free or sorted(left)
+        left = {name: holders for name, holders in left.items() if name not in order}
+    return tuple(order)
+
+
+def _not_ours(facts: DriverFacts, settings: Settings) -> Problem | None:
+    if facts.extensions:
+        return Problem(
+            Code.OTHER_OWNER,
+            f"the system extension '{facts.extensions[0]}' brings its own driver; nvidiad stands back",
+            "Disable the extension if nvidiad is to keep the driver, or disable nvidiad.",
+        )
+    if not settings.configured:
+        return Problem(
+            Code.NOT_CONFIGURED,
+            f"the configuration does not say {' and '.join(settings.missing)}",
+            "Set them in /etc/nvidiad/nvidiad.toml, then: systemctl reload nvidiad.",
+        )
+    return None
+
+
+def _missing(facts: DriverFacts, settings: Settings) -> Problem:
+    build = wanted(facts, settings)
+    for tree in facts.trees:
+        if (tree.build.driver, tree.build.os_version) == (build.driver, build.os_version):
+            return Problem(
+                Code.VERMAGIC_MISMATCH,
+                f"'{tree.path}' is for kernel '{tree.build.kernel}' (product '{tree.build.product}'), "
+                f"this host runs kernel '{build.kernel}' (product '{build.product}')",
+                "Remove the tree; nvidiad then fetches the image for this kernel.",
+            )
+    return Problem(
+        Code.TREE_MISSING, f"there is no tree for '{build}' here", "Wait for the download."
+    )
+
+
+def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
+    """Why the wanted tree must not be brought up on this host as it is now."""
+    rival = next((gpu for gpu in facts.gpus if gpu.bound in _RIVALS), None)
+    if rival:
+        return Problem(
+            Code.MODULE_FOREIGN,
+            f"the GPU at {rival.address} is bound to '{rival.bound}'",
+            f"Blacklist '{rival.bound}' (nvidiad installs a modprobe.d file that does) and reboot.",
+        )
+    driver = settings.driver.version
+    other = next((m for m in facts.loaded if m.name == "nvidia" and m.version != driver), None)
+    if other:
+        return Problem(
+            Code.DRIVER_MISMATCH,
+            f"driver {other.version} is loaded, {driver} is wanted",
+            "It changes at the next reboot.",
+        )
+    present = {module.name for module in facts.wanted_modules}
+    for name in settings.driver.modules:
+        if naming.module_name(name) not in present:
+            return Problem(
+                Code.TREE_INVALID,
+                f"the tree for '{wanted(facts, settings)}' has no module '{name}'",
+                "Remove it from 'driver.modules', or publish an image that has it.",
+            )
+    for module in facts.wanted_modules:
+        if module.kernel != facts.kernel:
+            return Problem(
+                Code.VERMAGIC_MISMATCH,
+                f"'{module.path}' has vermagic '{module.vermagic}', this host runs kernel '{facts.kernel}'",
+                "Publish an image that is built for this kernel.",
+            )
+    loaded = {module.name for module in facts.loaded}
+    unsigned = next((m for m in facts.wanted_modules if not m.signed and m.name not in loaded), None)
+    if facts.lockdown != "none" and unsigned:
+        return Problem(
+            Code.LOCKDOWN,
+            f"the kernel is locked down ({facts.lockdown}) and '{unsigned.path}' is not signed",
+            "Sign the modules with a key that this kernel trusts, or turn Secure Boot off.",
+        )
+    return None
+
+
+def _exposure_steps(facts: DriverFacts, settings: Settings, tree: Tree) -> tuple[Step, ...]:
+    exposure, _ = choose_exposure(settings.install.exposure, facts.mounts)
+    steps: list[Step] = []
+    if facts.current != tree.path:
+        steps.append(SelectTree(tree.path, str(naming.current_path(settings.install.root))))
+    # The real path, not `current`: a mounted overlay does not follow the link, and the mount table then says
+    # which tree is exposed.
+    lower = f"{tree.path}/lib64"
+    mounted = facts.mounts.overlay_lower
+    if mounted is not None and (exposure is not Exposure.OVERLAY or lower not in mounted):
+        steps.append(UnmountOverlay(LIBRARIES))
+        mounted = None
+    if exposure is Exposure.OVERLAY and mounted is None:
+        steps.append(MountOverlay(lower, LIBRARIES))
+    text = f"{_HEADER}{linker_directory(exposure, settings)}\n"
+    if facts.linker.configuration != text:
+        steps.append(ConfigureLinker(text))
+    if steps or facts.linker.missing:
+        steps.append(RefreshLinkerCache())
+    return tuple(steps)
+
+
+def _module_steps(facts: DriverFacts, settings: Settings, tree: Tree) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    firmware = f"{tree.path}/lib/firmware"
+    # Someone else's path is kept: it is one value for the whole kernel.
+    free = not facts.firmware_path or _is_ours(facts.firmware_path, settings)
+    if tree.firmware and free and facts.firmware_path != firmware:
+        steps.append(SetFirmwarePath(firmware))
+    loaded = {module.name for module in facts.loaded}
+    order = parse.load_order(facts.wanted_modules, [naming.module_name(n) for n in settings.driver.modules])
+    due = [module for module in order if module.name not in loaded]
+    if due:
+        inside = {module.name for module in facts.wanted_modules}
+        needed = {name for module in due for name in module.depends if name not in inside}
+        optional = tuple(n for n in settings.driver.host_modules if n not in needed)
+        if needed or optional:
+            steps.append(LoadHostModules(tuple(sorted(needed)), optional))
+    for module in due:
+        parameters = settings.driver.parameters.get(module.name, ())
+        steps.append(LoadModule(module, tuple(parameters), tree.path))
+    if due or facts.nodes_missing:
+        steps.append(MakeNodes())
+    return tuple(steps)
+
+
+def _is_ours(path: str, settings: Settings) -> bool:
+    return path.startswith(f"{naming.bundle_root(settings.install.root)}/")

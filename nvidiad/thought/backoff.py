@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Back-off: when to try again; attempts are counted across boots, the jitter comes from who and what."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import Attempt, Memory
+
+
+def delay(count: int, *, initial: float, maximum: float, seed: str) -> float:
+    """Seconds after the `count`th failure (from 1): doubling, capped, and spread over its upper half.
+
+    The spread depends on `seed` (host and image) only, so that a fleet does not knock at one moment while
+    one host still gives the same answer at every look.
+    """
+    ceiling = min(maximum, initial * 2.0 ** min(count - 1, 32))
+    share = zlib.crc32(f"{seed}:{count}".encode()) / 2**32
+    return ceiling * (0.5 + share / 2)
+
+
+def wait(attempt: Attempt, now: float, *, initial: float, maximum: float, seed: str) -> float:
+    """Seconds until the attempt may be repeated, 0 when it is due.
+
+    A clock that was set back must not hold anything: the last try is never later than now.
+    """
+    last = min(attempt.last, now)
+    return max(0.0, last + delay(attempt.count, initial=initial, maximum=maximum, seed=seed) - now)
+
+
+def find(memory: Memory, key: str) -> Attempt | None:
+    """The failed attempts of one thing, if there are any."""
+    return next((attempt for attempt in memory.attempts if attempt.reference == key), None)
+
+
+def failed(memory: Memory, attempt: Attempt) -> Memory:
+    """Memory with one more failure of `attempt.reference`; the count in `attempt` is ignored."""
+    before = find(memory, attempt.reference)
+    others = tuple(a for a in memory.attempts if a.reference != attempt.reference)
+    counted = replace(attempt, count=before.count + 1 if before else 1)
+    return replace(memory, attempts=(*others, counted))
+
+
+def succeeded(memory: Memory, key: str) -> Memory:
+    """Memory without failures of `key`."""
+    return replace(memory, attempts=tuple(a for a in memory.attempts if a.reference != key))
+
+
+def forgive(memory: Memory) -> Memory:
+    """Everything is due now, as a person asked for; the counts go on."""
+    return replace(memory, attempts=tuple(replace(a, last=0.0) for a in memory.attempts))

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration: TOML fragments in, settings and every fault of every fragment out."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from nvidiad.nouns import naming
+from nvidiad.nouns.model import Exposure
+from nvidiad.thought import values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+# ---------------------------------------------------------------------------------------------------
+# Settings
+
+
+def _parameters() -> Mapping[str, tuple[str, ...]]:
+    # nvidiad makes the device nodes, so the driver's own helper need not.
+    return MappingProxyType({"nvidia": ("NVreg_ModifyDeviceFiles=0",)})
+
+
+_ROOT = PurePosixPath("/opt")
+_SOCKET = PurePosixPath("/run/docker.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    version: str = ""
+    product: str = ""
+    modules: tuple[str, ...] = ("nvidia", "nvidia-uvm", "nvidia-modeset")
+    host_modules: tuple[str, ...] = ("i2c_core", "ipmi_msghandler", "ipmi_devintf")
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=_parameters)
+    """By the module's name in the kernel: `nvidia_uvm`, however it is written in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    repository: str = ""
+    tag: str = "{os}-{driver}{-product}"
+    auth_file: PurePosixPath | None = None
+    connect_timeout: float = 10.0
+    stall_timeout: float = 60.0
+    total_timeout: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    root: PurePosixPath = _ROOT
+    exposure: Exposure = Exposure.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    gated: tuple[str, ...] = ("kubelet.service",)
+    hold: bool = True
+    """Whether gated units wait for a driver (when-missing = "hold") or start without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    socket: PurePosixPath = _SOCKET
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    poll: float = 300.0
+    retry_initial: float = 15.0
+    retry_maximum: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that can be configured; times in seconds."""
+
+    driver: Driver = field(default_factory=Driver)
+    image: Image = field(default_factory=Image)
+    install: Install = field(default_factory=Install)
+    units: Units = field(default_factory=Units)
+    engine: Engine = field(default_factory=Engine)
+    daemon: Daemon = field(default_factory=Daemon)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The required keys that nobody has set."""
+        required = {"driver.version": self.driver.version, "image.repository": self.image.repository}
+        return tuple(key for key, value in required.items() if not value)
+
+    @property
+    def configured(self) -> bool:
+        """Whether nvidiad knows what is wanted of this host."""
+        return not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something in a fragment that cannot be as it is; `key` is empty for a fault of its syntax."""
+
+    file: str
+    key: str
+    sentence: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+        return ": ".join(part for part in (place, self.key, self.sentence) if part)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Fragments
+
+_KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
+    "driver": {
+        "version": values.version,
+        "product": values.product,
+        "modules": values.some_modules,
+        "host-modules": values.modules,
+    },
+    "image": {
+        "repository": values.repository,
+        "tag": values.tag,
+        "auth-file": values.auth_file,
+        "connect-timeout": values.seconds(1, 300),
+        "stall-timeout": values.seconds(1, 3600),
+        "total-timeout": values.seconds(10, 86400),
+    },
+    "install": {"root": values.path, "exposure": values.exposure},
+    "units": {"gated": values.gated, "when-missing": values.hold},
+    "engine": {"socket": values.path},
+    "daemon": {
+        "poll": values.seconds(10, 86400),
+        "retry-initial": values.seconds(1, 3600),
+        "retry-maximum": values.seconds(1, 86400),
+    },
+}
+_PARAMETERS = "driver.parameters"
+_REQUIRED = {"driver.version": "a driver version", "image.repository": "an image name"}
+
+_WORD = r"""(?:[A-Za-z0-9_-]+|"[^"\\]*"|'[^']*')"""
+_DOTTED = rf"{_WORD}(?:[ \t]*\.[ \t]*{_WORD})*"
+_HEADER = re.compile(rf"[ \t]*\[\[?[ \t]*({_DOTTED})[ \t]*\]")
+_KEY = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
+_OPAQUE = re.compile(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*')
+
+
+def _dotted(text: str) -> str:
+    return ".".join(word.strip("\"'") for word in re.findall(_WORD, text))
+
+
+def _lines(text: str) -> dict[str, int]:
+    """On which line each key and table is; tomllib does not say. Good enough for a message."""
+    lines: dict[str, int] = {}
+    table, depth, quoted = "", 0, False
+    for number, line in enumerate(text.split("\n"), 1):
+        fence = (line.count('"""') + line.count("'''")) % 2 == 1
+        if not quoted and depth <= 0:
+            depth = 0
+            if header := _HEADER.match(line):
+                table = _dotted(header[1])
+                lines.setdefault(table, number)
+                continue
+            if key := _KEY.match(line):
+                name = _dotted(key[1])
+                lines.setdefault(f"{table}.{name}" if table else name, number)
+        quoted ^= fence
+        plain = _OPAQUE.sub("", line)
+        depth += plain.count("[") - plain.count("]")
+    return lines
+
+
+_PLACE = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+class _Reading:
+    """What the fragments say, so far."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.values: dict[str, object] = {}
+        self.parameters = dict(Driver().parameters)
+        self.files: dict[str, tuple[str, int | None]] = {}
+        """Where a key was last set, well or badly."""
+
+    def fragment(self, file: str, text: str) -> None:
+        try:
+            document = tomllib.loads(text)
+        except RecursionError:
+            self.faults.append(Fault(file, "", "not TOML: nested too deeply"))
+            return
+        except ValueError as error:  # also: an integer of thousands of digits
+            message = str(error)
+            place = _PLACE.search(message)
+            line, column = (int(place[1]), int(place[2])) if place and place[1] else (None, None)
+            self.faults.append(Fault(file, "", "not TOML: " + _PLACE.sub("", message), line, column))
+            return
+        lines = _lines(text)
+
+        def fault(key: str, sentence: str) -> None:
+            near = key
+            while near and near not in lines:
+                near = near.rpartition(".")[0]
+            self.faults.append(Fault(file, key, sentence, lines.get(near)))
+            self.files[key] = (file, lines.get(near))
+
+        for section, content in document.items():
+            if section not in _KEYS:
+                fault(section, _unknown("", section, tuple(_KEYS)))
+            elif not isinstance(content, dict):
+                fault(section, f"expected a table: write [{section}] on a line of its own")
+            else:
+                self._section(section, content, fault)
+                for name in content:
+                    self.files[f"{section}.{name}"] = (file, lines.get(f"{section}.{name}"))
+
+    def _section(self, section: str, content: dict[str, object], fault: Callable[[str, str], None]) -> None:
+        checks = _KEYS[section]
+        for name, value in content.items():
+            key = f"{section}.{name}"
+            if key == _PARAMETERS:
+                self._parameters(value, fault)
+            elif check := checks.get(name):
+                try:
+                    self.values[key] = check(value)
+                except ValueError as error:
+                    fault(key, str(error))
+            else:
+                extra = ("parameters",) if section == "driver" else ()
+                fault(key, _unknown(section, name, (*checks, *extra)))
+
+    def _parameters(self, value: object, fault: Callable[[str, str], None]) -> None:
+        if not isinstance(value, dict):
+            fault(_PARAMETERS, f"expected a table: write [{_PARAMETERS}] on a line of its own")
+            return
+        seen: set[str] = set()
+        for name, parameters in value.items():
+            key = f"{_PARAMETERS}.{name}"
+            module = naming.module_name(name)
+            try:
+                values.modules([name])
+                if module in seen:
+                    raise ValueError(f"expected each module once, found '{name}' again")
+                seen.add(module)
+                self.parameters[module] = values.module_parameters(parameters)
+            except ValueError as error:
+                fault(key, str(error))
+
+    def across(self) -> None:
+        """Find what only shows once all fragments are read."""
+        minimum = self.values.get("daemon.retry-initial", Daemon().retry_initial)
+        maximum = self.values.get("daemon.retry-maximum", Daemon().retry_maximum)
+        if isinstance(minimum, float) and isinstance(maximum, float) and maximum < minimum:
+            keys = ("daemon.retry-maximum", "daemon.retry-initial")
+            key = next(key for key in keys if key in self.values)
+            sentence = f"expected retry-maximum ({maximum:g}) to be no less than retry-initial ({minimum:g})"
+            self.faults.append(Fault(self.files[key][0], key, sentence, self.files[key][1]))
+            for key in keys:
+                self.values.pop(key, None)
+        # With neither of them nobody has configured this host yet, which is no fault of a file.
+        given = [key for key in _REQUIRED if self.values.get(key)]
+        for key, what in _REQUIRED.items():
+            if given and key not in self.files:
+                self.faults.append(Fault(self.files[given[0]][0], key, f"expected {what}, found nothing"))
+
+    def section(self, name: str) -> dict[str, Any]:
+        prefix = f"{name}."
+        return {
+            key.removeprefix(prefix).replace("-", "_"): value
+            for key, value in self.values.items()
+            if key.startswith(prefix)
+        }
+
+
+def _unknown(section: str, name: str, siblings: Sequence[str]) -> str:
+    near = values.near(name, siblings)
+    if near:
+        near = f"{section}.{near}" if section else near
+    else:
+        # perhaps the right key in the wrong table
+        near = next((f"{other}.{name}" for other, keys in _KEYS.items() if name in keys), "")
+    kind = "key" if section else "table"
+    return f"unknown {kind}" + (
+        f" (did you mean {near}?)" if near else f" (there are {', '.join(siblings)})"
+    )
+
+
+def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, ...]]:
+    """The settings of fragments (file name, text), of which later ones override earlier ones.
+
+    A value at fault is left out, so settings are always complete; whether to act on them is for the
+    caller to decide. Tables are merged, arrays are replaced.
+    """
+    reading = _Reading()
+    for file, text in fragments:
+        reading.fragment(file, text)
+    reading.across()
+    units = reading.section("units")
+    if "when_missing" in units:
+        units["hold"] = units.pop("when_missing")
+    settings = Settings(
+        driver=Driver(**reading.section("driver"), parameters=MappingProxyType(reading.parameters)),
+        image=Image(**reading.section("image")),
+        install=Install(**reading.section("install")),
+        units=Units(**units),
+        engine=Engine(**reading.section("engine")),
+        daemon=Daemon(**reading.section("daemon")),
+    )
+    return settings, tuple(reading.faults)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The document: a status as one JSON document, described field by field in docs/status.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.model import step_name
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import Memory, Plan, Problem, Progress, Report, Status, Step, Tree, UnitState
+
+SCHEMA = 1
+
+Document = dict[str, object]
+
+
+def document(
+    status: Status | None,
+    progress: Progress | None = None,
+    *,
+    version: str,
+    memory: Memory | None = None,
+) -> Document:
+    """What docs/status.md describes; without a status the first look has not come to its end."""
+    made: Document = {
+        "schema": SCHEMA,
+        "version": version,
+        "phase": "converging",
+        "summary": "the first look at this host is under way",
+        "since": None,
+        "looked": None,
+        "next_try": None,
+        "problem": None,
+        "os": None,
+        "kernel": None,
+        "gpus": [],
+        "driver": None,
+        "exposure": None,
+        "units": [],
+        "update": None,
+        "plan": None,
+        "report": None,
+        "progress": _progress(progress),
+        "attempts": [],
+        "warnings": [],
+    }
+    if memory is not None:
+        made["attempts"] = [
+            {"image": a.reference, "count": a.count, "last": a.last, "problem": _problem(a.problem)}
+            for a in memory.attempts
+        ]
+    return made if status is None else made | _observed(status, memory)
+
+
+def _observed(status: Status, memory: Memory | None) -> Document:
+    facts = status.facts
+    host = facts.driver
+    update = facts.update
+    return {
+        "phase": str(status.phase),
+        "summary": status.summary,
+        "since": status.since,
+        "looked": status.looked,
+        "next_try": status.next_try,
+        "problem": _problem(status.problem),
+        "os": {"id": host.release.id, "version": host.release.version, "name": host.release.name},
+        "kernel": {"release": host.kernel, "lockdown": host.lockdown, "boot_id": host.boot_id},
+        "gpus": [{"address": g.address, "device": g.device, "bound": g.bound} for g in host.gpus],
+        "driver": _driver(status, memory),
+        "exposure": {
+            "way": str(status.exposure),
+            "reason": status.exposure_reason,
+            "missing": list(host.linker.missing),
+        },
+        "units": [_unit(unit, gated=unit.name in facts.gates) for unit in facts.units],
+        "update": update
+        and {"operation": update.operation, "version": update.version, "progress": update.progress},
+        "plan": _plan(status.plan),
+        "report": _report(status.report),
+        "warnings": list(status.warnings),
+    }
+
+
+def _driver(status: Status, memory: Memory | None) -> Document:
+    host = status.facts.driver
+    core = next((module for module in host.loaded if module.name == "nvidia"), None)
+    return {
+        "wanted": status.wanted.driver,
+        "product": status.wanted.product,
+        "image": status.reference,
+        "loaded": core.version if core else None,
+        "modules": [
+            {"name": m.name, "version": m.version, "references": m.references, "holders": list(m.holders)}
+            for m in host.loaded
+        ],
+        "current": host.current,
+        "installed": [_tree(tree, status, core.version if core else None) for tree in host.trees],
+        "last_good": memory.last_good or None if memory else None,
+        "nodes_missing": list(host.nodes_missing),
+        "holders": [{"pid": h.pid, "command": h.command, "unit": h.unit} for h in status.facts.holders],
+        "extensions": list(host.extensions),
+    }
+
+
+def _tree(tree: Tree, status: Status, loaded: str | None) -> Document:
+    host = status.facts.driver
+    update = status.facts.update
+    build = tree.build
+    return {
+        "path": tree.path,
+        "driver": build.driver,
+        "os": build.os_version,
+        "kernel": build.kernel,
+        "product": build.product,
+        "flavour": str(tree.flavour),
+        "current": tree.path == host.current,
+        "wanted": build == status.wanted,
+        "staged": update is not None
+        and build.os_version == update.version != host.release.version
+        and build.driver == status.wanted.driver,
+        "loaded": build.driver == loaded and build.kernel == host.kernel,
+    }
+
+
+def _unit(unit: UnitState, *, gated: bool) -> Document:
+    return {
+        "name": unit.name,
+        "load": unit.load,
+        "active": unit.active,
+        "sub": unit.sub,
+        "result": unit.result,
+        "since": unit.active_since / 1e6 if unit.active_since else None,
+        "wanted": unit.wanted,
+        "gated": gated,
+    }
+
+
+def _problem(problem: Problem | None) -> Document | None:
+    if problem is None:
+        return None
+    return {
+        "code": str(problem.code),
+        "sentence": problem.sentence,
+        "remedy": problem.remedy,
+        "retry": problem.retry,
+    }
+
+
+def _step(step: Step) -> Document:
+    return {"step": step_name(step), "description": step.describe()}
+
+
+def _plan(plan: Plan | None) -> Document | None:
+    if plan is None:
+        return None
+    return {
+        "reason": plan.reason,
+        "steps": [_step(step) for step in plan.steps],
+        "problem": _problem(plan.problem),
+        "wait": plan.wait,
+    }
+
+
+def _report(report: Report | None) -> Document | None:
+    if report is None:
+        return None
+    return {
+        "reason": report.plan.reason,
+        "steps": [
+            _step(r.step) | {"seconds": round(r.seconds, 3), "problem": _problem(r.problem)}
+            for r in report.results
+        ],
+        "problem": _problem(report.problem),
+    }
+
+
+def plan_document(plan: Plan) -> Document:
+    """A plan alone, for the dry run."""
+    return _plan(plan) or {}
+
+
+def _progress(progress: Progress | None) -> Document | None:
+    if progress is None:
+        return None
+    return {
+        "step": progress.step,
+        "detail": progress.detail,
+        "done": progress.done,
+        "total": progress.total,
+    }

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner: from the facts of one look to the plan of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns import naming
+from nvidiad.nouns.errors import Code
+from nvidiad.nouns.model import (
+    InstallTree,
+    Phase,
+    Plan,
+    Problem,
+    PullImage,
+    ReloadUnit,
+    StartUnit,
+    Status,
+    WriteGates,
+)
+from nvidiad.thought import backoff
+from nvidiad.thought.activation import activate, choose_exposure, find_tree, wanted
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import HostFacts, Memory, Step, UnitState
+    from nvidiad.thought.config import Settings
+
+DRIVER_UNIT = "nvidia.service"
+PERSISTENCE_UNIT = "nvidia-persistenced.service"
+# Problems that leave the gated units nothing to wait for.
+_FREEING = frozenset({Code.OTHER_OWNER})
+# What a person cannot hurry: the change is there and waits for the next boot.
+_AFTER_REBOOT = frozenset({Code.DRIVER_MISMATCH, Code.MODULE_IN_USE})
+
+
+def reference(facts: HostFacts, settings: Settings) -> str:
+    """The image of the wanted build."""
+    tag = naming.image_tag(settings.image.tag, wanted(facts.driver, settings))
+    return f"{settings.image.repository}:{tag}"
+
+
+def watched_units(settings: Settings) -> tuple[str, ...]:
+    """The units whose state is part of the facts, in the order in which they start."""
+    return tuple(dict.fromkeys((DRIVER_UNIT, PERSISTENCE_UNIT, *settings.units.gated)))
+
+
+def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """What to do now, and why. `now` is wall clock, in seconds since 1970.
+
+    A pure function: the same facts give the same plan, whoever woke the daemon.
+    """
+    plan = _driver_plan(facts, settings, memory, now)
+    if plan.problem and not plan.steps and not settings.units.hold:
+        # The unit's own activation comes to the same end and, by configuration, lets the gated units go.
+        plan = replace(plan, steps=_start_steps(facts, settings))
+    steps = (*_gate_steps(facts, settings), *plan.steps)
+    return replace(plan, steps=tuple(s for s in steps if not _is_late(s, facts, settings, memory, now)))
+
+
+def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
+    """What a failure of this step is remembered under; None for steps that no plan of the daemon repeats."""
+    match step:
+        case PullImage(reference=image) | InstallTree(reference=image):
+            return image
+        case StartUnit(name=name) | ReloadUnit(name=name) if name == DRIVER_UNIT:
+            return f"activate {wanted(facts.driver, settings)}"
+        case StartUnit(name=name):
+            return f"start {name}"
+        case WriteGates():
+            return "gates"
+        case _:
+            return None
+
+
+def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> Status:
+    """The state of the host in one word and one sentence, from the plan that is still to be done."""
+    exposure, why = choose_exposure(settings.install.exposure, facts.driver.mounts)
+    phase, summary = _phase(facts, settings, plan)
+    unit = facts.unit(DRIVER_UNIT)
+    since = unit.active_since / 1e6 if phase is Phase.READY and unit and unit.active_since else None
+    return Status(
+        phase=phase,
+        summary=summary,
+        since=since,
+        facts=facts,
+        wanted=wanted(facts.driver, settings),
+        reference=reference(facts, settings) if settings.configured else "",
+        exposure=exposure,
+        exposure_reason=why,
+        problem=plan.problem,
+        plan=plan,
+        next_try=now + plan.wait if plan.wait is not None else None,
+        looked=now,
+        warnings=tuple(
+            f"{unit.name} is {unit.load if unit.load == 'masked' else unit.active}"
+            for unit in facts.units
+            if unit.load == "masked" or (unit.active == "failed" and unit.name != DRIVER_UNIT)
+        ),
+    )
+
+
+def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    bring_up = activate(facts.driver, settings)
+    if not facts.driver.gpus or (bring_up.problem and bring_up.problem.code in _FREEING):
+        return replace(bring_up, steps=_start_steps(facts, settings))
+    if bring_up.problem and bring_up.problem.code is Code.NOT_CONFIGURED:
+        return bring_up
+    if find_tree(facts.driver, settings) is None:
+        return _fetch_plan(facts, settings, memory, now)
+    if bring_up.problem:
+        return replace(bring_up, problem=_with_holders(bring_up.problem, facts))
+    return _bring_up_plan(facts, settings, memory, now, bring_up)
+
+
+def _fetch_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """Bring the wanted build to disk, unless an earlier failure says: later."""
+    image = reference(facts, settings)
+    build = wanted(facts.driver, settings)
+    reason = f"'{build}' is wanted and not on disk"
+    steps = (PullImage(image, build), InstallTree(image, build))
+    return _not_due(steps[0], facts, settings, memory, now, reason) or Plan(reason, steps)
+
+
+def _bring_up_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float, bring_up: Plan) -> Plan:
+    unit = facts.unit(DRIVER_UNIT)
+    active = unit is not None and unit.active == "active"
+    if active and not bring_up.steps:
+        return Plan(bring_up.reason, _start_steps(facts, settings))
+    if unit is not None and unit.job:
+        return Plan(f"{DRIVER_UNIT} is starting")
+    step: StartUnit | ReloadUnit
+    if active:
+        # Not a restart: that would stop the units that require it.
+        step, reason = ReloadUnit(DRIVER_UNIT), f"{bring_up.reason}; missing: {bring_up.steps[0].describe()}"
+    elif bring_up.steps:
+        step, reason = StartUnit(DRIVER_UNIT), bring_up.reason
+    else:
+        step, reason = StartUnit(DRIVER_UNIT), f"{bring_up.reason}, {DRIVER_UNIT} is not active"
+    return _not_due(step, facts, settings, memory, now, reason) or Plan(reason, (step,))
+
+
+def _start_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
+    """Start what is due: the driver's unit, persistence, then the gated units."""
+    unit = facts.unit(DRIVER_UNIT)
+    if unit is None or unit.job:
+        return ()
+    if unit.active != "active":
+        return (StartUnit(DRIVER_UNIT),)
+    steps: list[Step] = []
+    persistence = facts.unit(PERSISTENCE_UNIT)
+    if facts.driver.gpus and facts.driver.loaded and persistence and _is_due(persistence, unit):
+        steps.append(StartUnit(PERSISTENCE_UNIT))
+    for name in settings.units.gated:
+        gated = facts.unit(name)
+        if gated and _is_due(gated, unit):
+            steps.append(StartUnit(name, wait=False))
+    return tuple(steps)
+
+
+def _is_due(unit: UnitState, driver: UnitState) -> bool:
+    """Whether a unit should run and does not only because the driver was late.
+
+    Someone who stops it later means it: then it went down after the driver came up.
+    """
+    down = unit.active in ("inactive", "failed") and not unit.job
+    return unit.load == "loaded" and unit.wanted and down and unit.inactive_enter <= driver.active_enter
+
+
+def _gate_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
+    if set(facts.gates) == set(settings.units.gated):
+        return ()
+    return (WriteGates(settings.units.gated),)
+
+
+def _wait(step: Step, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> float:
+    """Seconds until `step` may be tried again after its last failure, 0 when it may be tried now."""
+    key = retry_key(step, facts, settings)
+    attempt = backoff.find(memory, key) if key else None
+    if attempt is None:
+        return 0.0
+    return backoff.wait(
+        attempt,
+        now,
+        initial=settings.daemon.retry_initial,
+        maximum=settings.daemon.retry_maximum,
+        seed=f"{facts.driver.boot_id}{key}",
+    )
+
+
+def _is_late(step: Step, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> bool:
+    return _wait(step, facts, settings, memory, now) > 0
+
+
+def _not_due(
+    step: Step, facts: HostFacts, settings: Settings, memory: Memory, now: float, reason: str
+) -> Plan | None:
+    """A plan that waits, and for what, when the last failure of `step` is too fresh."""
+    seconds = _wait(step, facts, settings, memory, now)
+    if seconds <= 0:
+        return None
+    attempt = backoff.find(memory, retry_key(step, facts, settings) or "")
+    return Plan(reason, problem=attempt.problem if attempt else None, wait=seconds)
+
+
+def _with_holders(problem: Problem, facts: HostFacts) -> Problem:
+    if problem.code not in _AFTER_REBOOT or not facts.holders:
+        return problem
+    names = ", ".join(f"{h.command} (pid {h.pid}, {h.unit or 'no unit'})" for h in facts.holders[:5])
+    return replace(problem, sentence=f"{problem.sentence}; in use by {names}")
+
+
+def _phase(facts: HostFacts, settings: Settings, plan: Plan) -> tuple[Phase, str]:
+    problem = plan.problem
+    build = wanted(facts.driver, settings)
+    if problem and problem.code is Code.OTHER_OWNER:
+        return Phase.STANDING_BACK, problem.sentence
+    if problem and problem.code in _AFTER_REBOOT:
+        return Phase.PENDING_REBOOT, problem.sentence
+    if problem and (plan.wait is not None or problem.retry):
+        return Phase.WAITING, problem.sentence
+    if problem:
+        return Phase.BLOCKED, problem.sentence
+    if not facts.driver.gpus:
+        return Phase.NO_GPU, "this host has no NVIDIA GPU"
+    unit = facts.unit(DRIVER_UNIT)
+    in_force = unit is not None and unit.active == "active" and not activate(facts.driver, settings).steps
+    if in_force:
+        return (
+            Phase.READY,
+            f"driver {build.driver} is in force on {facts.driver.release.name or build.os_version}",
+        )
+    return Phase.CONVERGING, plan.reason

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of configured values: each gives the value as settings have it, or raises a ValueError that says
+what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns import naming
+from nvidiad.nouns.model import Exposure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def _found(value: object) -> str:
+    if value == "":
+        return "an empty string"
+    if isinstance(value, str):
+        text = value if len(value) <= 60 else value[:57] + "..."
+        return f"'{text}'" if text.isprintable() else repr(text)
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, int | float):
+        # Python refuses to print an integer of thousands of digits
+        return f"the number {value}" if abs(value) < 1e15 or value != value else "a very large number"
+    if isinstance(value, list):
+        return "an array" if value else "an empty array"
+    return "a table" if isinstance(value, dict) else "a date or time"
+
+
+def _expected(what: str, value: object, hint: str = "") -> ValueError:
+    return ValueError(f"expected {what}, found {_found(value)}" + (f" ({hint})" if hint else ""))
+
+
+def near(word: str, words: Sequence[str]) -> str:
+    """The word that was probably meant, or nothing."""
+    from difflib import get_close_matches  # noqa: PLC0415, RUF100  rarely needed, slow to import
+
+    return next(iter(get_close_matches(word, words, n=1, cutoff=0.6)), "")
+
+
+def _string(value: object, what: str) -> str:
+    if isinstance(value, str):
+        return value
+    hint = "put it in quotes" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    raise _expected(what, value, hint)
+
+
+def _strings(value: object, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        hint = f"write ['{value}']" if isinstance(value, str) and 0 < len(value) <= 60 else ""
+        raise _expected(what, value, hint)
+    for item in value:
+        if not isinstance(item, str):
+            raise _expected(what, item)
+    if twice := [item for item in value if value.count(item) > 1]:
+        raise ValueError(f"expected each entry once, found {_found(twice[0])} again")
+    return tuple(value)
+
+
+def version(value: object) -> str:
+    what = "a driver version such as '535.309.01'"
+    text = _string(value, what)
+    if not naming.is_version(text):
+        raise _expected(what, value)
+    return text
+
+
+def product(value: object) -> str:
+    what = "a word such as 'grid', or an empty string"
+    text = _string(value, what)
+    if text and not naming.is_version(text):
+        raise _expected(what, value)
+    return text
+
+
+_MODULE = re.compile(r"[A-Za-z0-9_-]{1,55}", re.ASCII)
+
+
+def modules(value: object) -> tuple[str, ...]:
+    what = "an array of module names such as ['nvidia', 'nvidia-uvm']"
+    names = _strings(value, what)
+    for name in names:
+        if not _MODULE.fullmatch(name):
+            raise _expected(what, name, "no path and no '.ko'" if "." in name or "/" in name else "")
+    return names
+
+
+def some_modules(value: object) -> tuple[str, ...]:
+    if not (names := modules(value)):
+        raise _expected("at least one module", value)
+    return names
+
+
+_PARAMETER = re.compile(r"[A-Za-z0-9_-]+(=[^\x00-\x1f\x7f]*)?", re.ASCII)
+
+
+def module_parameters(value: object) -> tuple[str, ...]:
+    what = "an array of parameters such as ['NVreg_ModifyDeviceFiles=0']"
+    parameters = _strings(value, what)
+    for parameter in parameters:
+        if not _PARAMETER.fullmatch(parameter):
+            raise _expected(what, parameter)
+    return parameters
+
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", re.ASCII)
+_COMPONENT = re.compile(r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*", re.ASCII)
+
+
+def _is_registry(text: str) -> bool:
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        host = text
+    elif not (port.isascii() and port.isdecimal() and int(port[:6]) < 65536):
+        return False
+    if host.startswith("["):
+        return re.fullmatch(r"\[[0-9A-Fa-f:.]+\]", host) is not None
+    return all(_LABEL.fullmatch(label) for label in host.split("."))
+
+
+def repository(value: object) -> str:
+    what = "an image name such as 'registry.example/nvidia-driver'"
+    text = _string(value, what)
+    if "://" in text:
+        raise _expected(what, value, "without a scheme")
+    if "@" in text:
+        raise _expected(what, value, "without a digest: nvidiad asks the registry for it")
+    first, slash, rest = text.partition("/")
+    registry = bool(slash) and (
+        "." in first or ":" in first or first == "localhost" or first.lower() != first
+    )
+    components = (rest if registry else text).split("/")
+    if ":" in components[-1]:
+        raise _expected(what, value, "without a tag: that is image.tag")
+    if len(text) > 255 or (registry and not _is_registry(first)):
+        raise _expected(what, value)
+    if not all(_COMPONENT.fullmatch(component) for component in components):
+        raise _expected(what, value, "in lower case" if text != text.lower() else "")
+    return text
+
+
+_FIELDS = ("{os}", "{driver}", "{kernel}", "{product}", "{-product}")
+_FIELD = re.compile(r"\{[^{}]*\}")
+
+
+def tag(value: object) -> str:
+    what = "a tag with fields such as '{os}-{driver}{-product}'"
+    text = _string(value, what)
+    for name in _FIELD.findall(text):
+        if name not in _FIELDS:
+            meant = near(name, _FIELDS)
+            hint = f"did you mean {meant}?" if meant else f"there are {', '.join(_FIELDS)}"
+            raise _expected(what, name, hint)
+    # A field that is known may begin a tag; each stands for something of at least one character.
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", _FIELD.sub("f", text), re.ASCII):
+        raise _expected(what, value)
+    return text
+
+
+_PATH = re.compile(r"/[A-Za-z0-9._+@/-]*", re.ASCII)
+
+
+def path(value: object) -> PurePosixPath:
+    what = "an absolute path"
+    text = _string(value, what)
+    if text.startswith("unix:"):
+        raise _expected(what, value, "without 'unix:'")
+    if not text.startswith("/") or ".." in text.split("/") or len(text) > 1024:
+        raise _expected(what, value)
+    if not _PATH.fullmatch(text):
+        # The linker's configuration and overlay's options give other characters a meaning of their own.
+        raise _expected("a path of letters, digits and ._+@-", value)
+    return PurePosixPath("/" + text.lstrip("/"))
+
+
+def auth_file(value: object) -> PurePosixPath | None:
+    return None if value == "" else path(value)
+
+
+def seconds(minimum: float, maximum: float) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        what = f"a number of seconds from {minimum:g} to {maximum:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            hint = "without quotes" if isinstance(value, str) and re.fullmatch(r"[0-9.]+", value) else ""
+            raise _expected(what, value, hint)
+        if (isinstance(value, float) and math.isnan(value)) or not minimum <= value <= maximum:
+            raise _expected(what, value)
+        return float(value)
+
+    return check
+
+
+def _choice(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        what = " or ".join(f"'{word}'" for word in words)
+        text = _string(value, what)
+        if text not in words:
+            meant = near(text, words)
+            raise _expected(what, value, f"did you mean '{meant}'?" if meant else "")
+        return text
+
+    return check
+
+
+def exposure(value: object) -> Exposure:
+    return Exposure(_choice(*Exposure)(value))
+
+
+def hold(value: object) -> bool:
+    return _choice("hold", "start")(value) == "hold"
+
+
+_KINDS = ("service", "target", "socket", "timer", "path", "mount", "automount", "swap", "slice", "scope")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}", re.ASCII)
+_OWN = ("nvidia.service", "nvidiad.service", "nvidiad.socket", "nvidia-persistenced.service")
+# nvidiad needs these to get a driver: made to wait for one, they would wait for ever.
+_NEEDED = (
+    *("basic.target", "sysinit.target", "local-fs.target", "network.target", "network-online.target"),
+    *("docker.service", "docker.socket", "containerd.service", "dbus.service", "dbus.socket"),
+    *("dbus-broker.service", "systemd-sysext.service"),
+)
+
+
+def gated(value: object) -> tuple[str, ...]:
+    what = "an array of unit names such as ['kubelet.service']"
+    names = _strings(value, what)
+    for name in names:
+        stem, _, kind = name.rpartition(".")
+        if not _UNIT.fullmatch(name) or not stem or kind not in _KINDS[:-2]:
+            plain = _UNIT.fullmatch(name) and kind not in _KINDS
+            raise _expected(what, name, f"did you mean '{name}.service'?" if plain else "")
+        if stem.endswith("@"):
+            raise _expected(what, name, "a template: name its instances")
+        if name in _OWN:
+            raise ValueError(f"expected units that wait for the driver, found '{name}', which brings it")
+        if name in _NEEDED:
+            raise ValueError(f"expected units that wait for the driver, found '{name}', which nvidiad needs")
+    return names

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: does the steps of a plan one after the other and stops at the first that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, assert_never
+
+from nvidiad.nouns import manifest, naming
+from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.nouns.model import (
+    CheckDriver,
+    ConfigureLinker,
+    InstallTree,
+    LoadHostModules,
+    LoadModule,
+    MakeNodes,
+    MountOverlay,
+    Problem,
+    PullImage,
+    RefreshLinkerCache,
+    ReloadUnit,
+    RemoveNodes,
+    Report,
+    SelectTree,
+    SetFirmwarePath,
+    StartUnit,
+    StepResult,
+    UnloadModule,
+    UnmountOverlay,
+    WriteGates,
+    step_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvidiad.nouns.model import Plan, Progress, Step
+    from nvidiad.verbs.ports import DriverPorts, Log, Ports
+
+
+def problem_of(failure: Failure) -> Problem:
+    """A failure as data."""
+    return Problem(failure.code, failure.sentence, failure.remedy, failure.retry)
+
+
+class DriverEngine:
+    """Steps of activation and deactivation: what needs neither bus nor container engine."""
+
+    def __init__(self, ports: DriverPorts, log: Log, *, seconds: Callable[[], float]) -> None:
+        self.driver = ports
+        self.log = log
+        self._seconds = seconds
+
+    def execute(self, plan: Plan, *, stopping: Callable[[], bool] = lambda: False) -> Report:
+        """Do the plan's steps in order; `stopping` is asked between two steps."""
+        results: list[StepResult] = []
+        for step in plan.steps:
+            if stopping():
+                break
+            started = self._seconds()
+            problem = None
+            try:
+                self.perform(step)
+            except Failure as failure:
+                problem = problem_of(failure)
+            result = StepResult(step, self._seconds() - started, problem)
+            results.append(result)
+            self._tell(result)
+            if problem:
+                break
+        return Report(plan, tuple(results))
+
+    def perform(self, step: Step) -> None:
+        """Do one step, raising Failure."""
+        driver = self.driver
+        match step:
+            case SelectTree(tree=tree):
+                driver.trees.select(tree)
+            case MountOverlay(lower=lower, target=target):
+                driver.mounts.overlay(lower, target)
+            case UnmountOverlay(target=target):
+                driver.mounts.unmount(target)
+            case ConfigureLinker(text=text):
+                driver.linker.configure(text)
+            case RefreshLinkerCache():
+                driver.linker.refresh()
+            case SetFirmwarePath(path=path):
+                driver.modules.set_firmware_path(path)
+            case LoadHostModules(required=required, optional=optional):
+                self._load_host_modules(required, optional)
+            case LoadModule(module=module, parameters=parameters, tree=tree):
+                # What goes into the kernel is hashed right before, whoever laid the tree down.
+                driver.trees.verify_file(tree, str(Path(module.path).relative_to(tree)))
+                driver.modules.load(module, parameters)
+            case UnloadModule(name=name):
+                driver.modules.unload(name)
+            case MakeNodes():
+                driver.nodes.make()
+            case RemoveNodes():
+                driver.nodes.remove()
+            case CheckDriver(driver=version):
+                self._check(version)
+            case PullImage() | InstallTree() | WriteGates() | StartUnit() | ReloadUnit():
+                raise Permanent(Code.INTERNAL, f"activation was given the step '{step.describe()}'")
+            case _:
+                assert_never(step)
+
+    def _load_host_modules(self, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+        absent = self.driver.modules.load_from_host((*required, *optional))
+        for name in absent:
+            if name in required:
+                self.log.warning("host module could not be loaded, trying the driver anyway", module=name)
+            else:
+                self.log.debug("optional host module is absent", module=name)
+
+    def _check(self, version: str) -> None:
+        """The last step: module, version file and nodes say the same."""
+        loaded = {module.name: module.version for module in self.driver.modules.loaded()}
+        told = self.driver.modules.driver_version()
+        if loaded.get("nvidia") != version or told != version:
+            module = loaded.get("nvidia")
+            raise Permanent(
+                Code.DRIVER_MISMATCH,
+                f"driver {version} was brought up, but the kernel has module {module} and says driver {told}",
+                "Reboot; if it stays so, another driver is loaded early at boot.",
+            )
+        missing = self.driver.nodes.missing()
+        if missing:
+            raise Transient(
+                Code.EXPOSURE_FAILED, f"device nodes are missing after activation: {', '.join(missing)}"
+            )
+
+    def _tell(self, result: StepResult) -> None:
+        fields = {"step": step_name(result.step), "seconds": round(result.seconds, 3)}
+        what, problem = result.step.describe(), result.problem
+        if problem is None:
+            self.log.info("done: " + what, **fields)
+        else:
+            self.log.error("failed: " + what, error=problem.sentence, code=str(problem.code), **fields)
+
+
+class Engine(DriverEngine):
+    """All steps."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        log: Log,
+        *,
+        seconds: Callable[[], float],
+        tell: Callable[[Progress], None],
+    ) -> None:
+        super().__init__(ports.driver, log, seconds=seconds)
+        self._ports = ports
+        self._report_progress = tell
+        self._digests: dict[str, str] = {}
+
+    def perform(self, step: Step) -> None:
+        tell = self._report_progress
+        match step:
+            case PullImage(reference=reference):
+                self._pull(reference)
+            case InstallTree():
+                self._install(step)
+            case WriteGates(units=units):
+                self._ports.units.write_gates(units)
+            case StartUnit(name=name, wait=wait):
+                self._ports.units.start(name, wait=wait, tell=tell)
+            case ReloadUnit(name=name):
+                self._ports.units.reload(name, tell=tell)
+            case _:
+                super().perform(step)
+
+    def _pull(self, reference: str) -> None:
+        images = self._ports.images
+        digest = images.resolve(reference)
+        images.pull(reference, digest, self._report_progress)
+        self._digests[reference] = digest
+
+    def _install(self, step: InstallTree) -> None:
+        """Run what was pulled in this plan, by digest: a tag may have moved meanwhile."""
+        images, trees = self._ports.images, self.driver.trees
+        digest = self._digests.get(step.reference) or images.resolve(step.reference)
+        manifest.check_labels(images.labels(step.reference, digest), step.build)
+        images.install(step.reference, digest, trees.root, self._report_progress)
+        tree = str(naming.tree_path(PurePosixPath(trees.root), step.build))
+        try:
+            trees.verify(tree, step.build)
+        except Failure:
+            # It was not there before this step: nothing that works is lost with it.
+            trees.remove(tree)
+            raise

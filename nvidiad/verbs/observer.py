@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The observer: one look at the host, from ports to facts; nothing is remembered between two looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.model import DriverFacts, HostFacts
+from nvidiad.thought import activation, planner
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import Problem
+    from nvidiad.thought.config import Settings
+    from nvidiad.verbs.ports import DriverPorts, Memories, Ports
+
+
+def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
+    """What activation depends on; needs no bus, no engine and no network."""
+    release, kernel = ports.host.release(), ports.host.kernel()
+    mounts = ports.mounts.facts()
+    trees = ports.trees.list()
+    exposure, _ = activation.choose_exposure(settings.install.exposure, mounts)
+    facts = DriverFacts(
+        release=release,
+        kernel=kernel,
+        boot_id=ports.host.boot_id(),
+        lockdown=ports.host.lockdown(),
+        extensions=ports.host.extensions(),
+        gpus=ports.gpus.list(),
+        trees=trees,
+        current=ports.trees.current(),
+        wanted_modules=(),
+        loaded=ports.modules.loaded(),
+        mounts=mounts,
+        linker=ports.linker.facts(activation.linker_directory(exposure, settings), ()),
+        firmware_path=ports.modules.firmware_path(),
+        nodes_missing=ports.nodes.missing(),
+    )
+    tree = activation.find_tree(facts, settings)
+    if tree is None:
+        return facts
+    # The rest can only be looked at where the wanted tree is.
+
+    return replace(
+        facts,
+        wanted_modules=ports.modules.read(tree.path, kernel),
+        linker=ports.linker.facts(activation.linker_directory(exposure, settings), tree.libraries),
+    )
+
+
+def last_activation(memories: Memories) -> Problem | None:
+    """Why the last activation of this boot failed; None when it did not."""
+    return next((attempt.problem for attempt in memories.read().attempts), None)
+
+
+def observe(ports: Ports, settings: Settings) -> HostFacts:
+    """Everything the daemon decides on."""
+    driver = look_at_driver(ports.driver, settings)
+    in_the_way = any(m.name == "nvidia" and m.version != settings.driver.version for m in driver.loaded)
+    return HostFacts(
+        driver=driver,
+        units=ports.units.states(planner.watched_units(settings)),
+        gates=ports.units.gates(),
+        update=ports.updates.status(),
+        activation=last_activation(ports.activations),
+        # A scan of all processes: only when someone must be told who is in the way.
+        holders=ports.driver.modules.holders() if in_the_way else (),
+    )

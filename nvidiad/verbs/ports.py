@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports: what the verbs need of the world, as protocols; app chooses what stands behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nvidiad.nouns.manifest import Manifest
+    from nvidiad.nouns.model import (
+        Build,
+        Gpu,
+        Holder,
+        LinkerFacts,
+        LoadedModule,
+        Memory,
+        ModuleFile,
+        MountFacts,
+        Progress,
+        Release,
+        Tree,
+        UnitState,
+        UpdateStatus,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A D-Bus signal to receive; empty fields match everything."""
+
+    interface: str
+    member: str
+    sender: str
+    path: str = ""
+    first_argument: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The match rule, as dbus-daemon(1) takes it."""
+        fields = {
+            "sender": self.sender,
+            "interface": self.interface,
+            "member": self.member,
+            "path": self.path,
+            "arg0": self.first_argument,
+        }
+        return ",".join(["type='signal'", *(f"{key}='{value}'" for key, value in fields.items() if value)])
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A D-Bus signal that came in."""
+
+    interface: str
+    member: str
+    body: tuple[object, ...]
+
+
+class Log(Protocol):
+    """What structlog's loggers are to this program."""
+
+    def debug(self, event: str, **fields: object) -> object: ...
+    def info(self, event: str, **fields: object) -> object: ...
+    def warning(self, event: str, **fields: object) -> object: ...
+    def error(self, event: str, **fields: object) -> object: ...
+
+
+class Host(Protocol):
+    """The operating system: what it is, not what it does."""
+
+    def release(self) -> Release: ...
+    def kernel(self) -> str: ...
+    def boot_id(self) -> str: ...
+    def lockdown(self) -> str: ...
+    def extensions(self) -> tuple[str, ...]: ...
+
+
+class Gpus(Protocol):
+    def list(self) -> tuple[Gpu, ...]: ...
+
+
+class Trees(Protocol):
+    """The builds on disk below one install root."""
+
+    root: Path
+
+    def list(self) -> tuple[Tree, ...]: ...
+    def current(self) -> str | None: ...
+    def select(self, tree: str) -> None: ...
+    def manifest(self, tree: str) -> Manifest: ...
+    def verify(self, tree: str, build: Build) -> None: ...
+    def verify_file(self, tree: str, path: str) -> None: ...
+    def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree: ...
+    def remove(self, tree: str) -> None: ...
+
+
+class Images(Protocol):
+    """The container engine."""
+
+    def resolve(self, reference: str) -> str: ...
+    def pull(self, reference: str, digest: str, tell: Callable[[Progress], None]) -> None: ...
+    def labels(self, reference: str, digest: str) -> dict[str, str]: ...
+    def install(self, reference: str, digest: str, root: Path, tell: Callable[[Progress], None]) -> None: ...
+
+
+class Mounts(Protocol):
+    def facts(self) -> MountFacts: ...
+    def overlay(self, lower: str, target: str) -> None: ...
+    def unmount(self, target: str) -> None: ...
+
+
+class Linker(Protocol):
+    def facts(self, directory: str, libraries: tuple[str, ...]) -> LinkerFacts: ...
+    def configure(self, text: str | None) -> None: ...
+    def refresh(self) -> None: ...
+
+
+class Modules(Protocol):
+    """Kernel modules: those loaded and those in a tree."""
+
+    def loaded(self) -> tuple[LoadedModule, ...]: ...
+    def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]: ...
+    def load(self, module: ModuleFile, parameters: tuple[str, ...]) -> None: ...
+    def load_from_host(self, names: tuple[str, ...]) -> tuple[str, ...]: ...
+    def unload(self, name: str) -> None: ...
+    def firmware_path(self) -> str: ...
+    def set_firmware_path(self, path: str) -> None: ...
+    def driver_version(self) -> str | None: ...
+    def holders(self) -> tuple[Holder, ...]: ...
+
+
+class Nodes(Protocol):
+    """Device nodes in /dev and their links in /dev/char."""
+
+    def missing(self) -> tuple[str, ...]: ...
+    def make(self) -> None: ...
+    def remove(self) -> None: ...
+
+
+class Bus(Protocol):
+    """A connection to the system bus, for calls whose arguments are strings."""
+
+    def call(self, destination: str, path: str, interface: str, method: str, *arguments: str) -> Any: ...
+    def get(self, destination: str, path: str, interface: str, name: str, signature: str) -> Any: ...
+    def add(self, *matches: Match) -> None: ...
+    def wait(self, seconds: float) -> tuple[Signal, ...]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Units(Protocol):
+    """systemd, over D-Bus."""
+
+    def states(self, names: tuple[str, ...]) -> tuple[UnitState, ...]: ...
+    def start(self, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None: ...
+    def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None: ...
+    def gates(self) -> tuple[str, ...]: ...
+    def write_gates(self, names: tuple[str, ...]) -> None: ...
+
+
+class Updates(Protocol):
+    """update_engine, where there is one."""
+
+    def status(self) -> UpdateStatus | None: ...
+
+
+class Memories(Protocol):
+    """The file that survives reboots."""
+
+    def read(self) -> Memory: ...
+    def write(self, memory: Memory) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DriverPorts:
+    """What activation needs: no bus, no engine, no network."""
+
+    host: Host
+    gpus: Gpus
+    trees: Trees
+    mounts: Mounts
+    linker: Linker
+    modules: Modules
+    nodes: Nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What the daemon needs on top."""
+
+    driver: DriverPorts
+    units: Units
+    updates: Updates
+    images: Images
+    memories: Memories
+    activations: Memories
+    """What the last activation of this boot left to say, in /run."""

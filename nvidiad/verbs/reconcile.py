@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconcile: observe, decide, act, and again, until the plan is empty, waits or failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.model import Attempt, Phase, PullImage
+from nvidiad.thought import backoff, planner
+from nvidiad.verbs.engine import Engine
+from nvidiad.verbs.observer import last_activation, observe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvidiad.nouns.model import HostFacts, Memory, Plan, Progress, Report, Status
+    from nvidiad.thought.config import Settings
+    from nvidiad.verbs.ports import Log, Ports
+
+# A look that leads to a plan leads to another look. The bound is for bugs: the road of a first install is
+# gates, fetch, driver unit, companions.
+_ROUNDS = 10
+
+
+class Reconciler:
+    """One writer to the host: the daemon's worker calls `look`, one call at a time."""
+
+    def __init__(
+        self,
+        ports: Callable[[Settings], Ports],
+        log: Log,
+        *,
+        now: Callable[[], float],
+        seconds: Callable[[], float],
+        tell: Callable[[Progress], None],
+        publish: Callable[[Status], None],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._ports_for = ports
+        self._log = log
+        self._seconds = seconds
+        self._report_progress = tell
+        self._now = now
+        self._publish = publish
+        self._stopping = stopping
+        self._ports: Ports
+        self._report: Report | None = None
+        self._told: tuple[str, str] | None = None
+
+    def look(self, settings: Settings, *, forced: bool = False) -> Status:
+        """Look and act until nothing is left to do now; `forced` makes due what waits for a later try."""
+        ports = self._ports = self._ports_for(settings)
+        engine = Engine(ports, self._log, seconds=self._seconds, tell=self._report_progress)
+        memory = ports.memories.read()
+        if forced:
+            memory = backoff.forgive(memory)
+        for _ in range(_ROUNDS):
+            facts = observe(ports, settings)
+            plan = planner.decide(facts, settings, memory, self._now())
+            status = self._assess(facts, settings, plan)
+            self._publish(status)
+            self._tell(plan, status)
+            memory = self._learn(memory, status)
+            if not plan.steps or self._stopping():
+                return status
+            self._report = engine.execute(plan, stopping=self._stopping)
+            memory = self._remember(memory, facts, settings, self._report)
+        self._log.warning("the plan does not come to an end, looking again later", rounds=_ROUNDS)
+        return status
+
+    def _assess(self, facts: HostFacts, settings: Settings, plan: Plan) -> Status:
+        return replace(planner.assess(facts, settings, plan, now=self._now()), report=self._report)
+
+    def _tell(self, plan: Plan, status: Status) -> None:
+        """One line per plan with its reason; the same news twice is no news."""
+        news = (plan.reason, status.summary)
+        if news == self._told and not plan.steps:
+            return
+        self._told = news
+        fields = {"phase": str(status.phase), "steps": len(plan.steps)}
+        if plan.steps:
+            self._log.info(f"plan: {plan.reason}", **fields)
+        elif plan.problem:
+            remedy = plan.problem.remedy
+            self._log.warning(plan.problem.sentence, code=str(plan.problem.code), remedy=remedy, **fields)
+        else:
+            self._log.info(status.summary, **fields)
+
+    def _learn(self, memory: Memory, status: Status) -> Memory:
+        """Remember the tree that was seen ready."""
+        if status.phase is not Phase.READY or status.facts.driver.current is None:
+            return memory
+        learnt = replace(memory, last_good=status.facts.driver.current)
+        return self._write(memory, learnt)
+
+    def _remember(self, memory: Memory, facts: HostFacts, settings: Settings, report: Report) -> Memory:
+        """Count what failed and forget the failures of what worked."""
+        if self._stopping():
+            return memory
+        after = memory
+        for result in report.results:
+            key = planner.retry_key(result.step, facts, settings)
+            if key is None:
+                continue
+            if result.problem:
+                told = last_activation(self._ports.activations) if key.startswith("activate ") else None
+                after = backoff.failed(after, Attempt(key, 1, self._now(), told or result.problem))
+            elif not isinstance(result.step, PullImage):
+                # A pull alone is half the way: the same key counts until the tree is there.
+                after = backoff.succeeded(after, key)
+        return self._write(memory, after)
+
+    def _write(self, before: Memory, after: Memory) -> Memory:
+        if after != before:
+            self._ports.memories.write(after)
+        return after

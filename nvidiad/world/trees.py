@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees: the builds on disk below one install root, complete and verified or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns import naming
+from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.nouns.manifest import FileEntry, LinkEntry, Manifest
+from nvidiad.nouns.model import Progress, Tree
+from nvidiad.world import files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from nvidiad.nouns.manifest import Entry
+    from nvidiad.nouns.model import Build
+
+LOCK = ".lock"
+"""Shared with the installer in the image, so that only one of the two lays down a tree at a time."""
+
+STEP = "install-tree"
+BLOCK = 4096
+
+# What programs look for in ldconfig's cache; libfoo.so and libfoo.so.535.309.01 are not.
+_SONAME = re.compile(r"lib64/(lib[^/]+\.so\.[0-9]+)")
+
+
+class Trees:
+    """Every complete tree below an install root; whatever else is there belongs to someone else."""
+
+    def __init__(self, root: Path, loaded: Callable[[], bool] = lambda: False) -> None:
+        self.root = root
+        self._loaded = loaded
+        """Whether a driver is in the kernel: then the tree that `current` names is not replaced."""
+        self._known: dict[str, tuple[tuple[int, ...] | None, Manifest]] = {}
+
+    @property
+    def _bundle(self) -> Path:
+        return Path(naming.bundle_root(PurePosixPath(self.root)))
+
+    def list(self) -> tuple[Tree, ...]:
+        """The complete trees, oldest driver name first."""
+        found = [tree for path in self._places() if (tree := self._tree(path)) is not None]
+        here = {tree.path for tree in found}
+        self._known = {path: known for path, known in self._known.items() if path in here}
+        return tuple(found)
+
+    def current(self) -> str | None:
+        """The path of the directory that `current` names, None where it names none."""
+        link = Path(naming.current_path(PurePosixPath(self.root)))
+        if not link.is_symlink() or not link.is_dir():
+            return None
+        real = Path(os.path.realpath(link))
+        bundle = Path(os.path.realpath(self._bundle))
+        # The install root may itself be reached through a link; trees are named as list() names them.
+        return str(self._bundle / real.relative_to(bundle) if real.is_relative_to(bundle) else real)
+
+    def select(self, tree: str) -> None:
+        """Let `current` name a complete tree."""
+        path = self._ours(tree)
+        link = Path(naming.current_path(PurePosixPath(self.root)))
+        with files.explained(f"pointing '{link}' to '{tree}'", Code.IMAGE_FAILED):
+            if os.path.lexists(link) and not link.is_symlink():
+                raise Permanent(
+                    Code.OTHER_OWNER,
+                    f"'{link}' is not a symbolic link and was not made by nvidiad",
+                    "Move it away, or set install.root to another place.",
+                )
+            target = str(path.relative_to(self._bundle))
+            if not link.is_symlink() or os.readlink(link) != target:  # noqa: PTH115
+                files.replace_symlink(link, target)
+
+    def manifest(self, tree: str) -> Manifest:
+        """What the tree says that it is."""
+        path = Path(tree)
+        key = _state(path / naming.MANIFEST)
+        known = self._known.get(tree)
+        if known is not None and known[0] == key:
+            return known[1]
+        manifest = manifests.parse(_manifest_text(path))
+        self._known[tree] = (key, manifest)
+        return manifest
+
+    def verify(self, tree: str, build: Build) -> None:
+        """Refuse a tree that is not `build`, or that is not entry for entry what its manifest says."""
+        manifest = self.manifest(tree)
+        manifests.check_build(f"the manifest of '{tree}'", manifest.build, build)
+        _refuse_faults(tree, list(_faults(Path(tree), manifest, lambda _: None)))
+
+    def verify_file(self, tree: str, path: str) -> None:
+        """Refuse one file or link of a tree that is not what the tree's manifest says."""
+        entry = self.manifest(tree).entry(path)
+        if entry is None:
+            raise _invalid(tree, [f"'{path}' is not in its manifest"])
+        _refuse_faults(tree, list(_entry_faults(Path(tree), entry, lambda _: None)))
+
+    def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree:
+        """Lay the tree in `source` down beside its place, verify, sync and rename it into its place."""
+        text = _manifest_text(source)
+        manifest = manifests.parse(text)
+        target = Path(naming.tree_path(PurePosixPath(self.root), manifest.build))
+        _refuse_faults(str(source), list(_shape_faults(source, manifest, modes=False)))
+        with files.explained(f"installing '{target}'", Code.IMAGE_FAILED):
+            files.make_directory(self._bundle)
+            if target.parent.is_symlink():
+                raise _foreign(target.parent)
+            with self._locked():
+                self._sweep()
+                if os.path.lexists(target):
+                    if self._tree(target) is None:
+                        raise _foreign(target)
+                    if _manifest_text(target) == text and not any(_faults(target, manifest, lambda _: None)):
+                        tell(Progress(STEP, f"'{target}' is there already", manifest.size, manifest.size))
+                        return self._complete(target)
+                    self._refuse_in_use(target)
+                self._check_space(manifest)
+                self._lay_down(source, text, manifest, target, tell)
+        return self._complete(target)
+
+    def remove(self, tree: str) -> None:
+        """Remove a tree of ours: no longer a tree at one instant, then gone."""
+        path = self._ours(tree)
+        if self.current() == str(path):
+            sentence = f"'{tree}' is current and is not removed"
+            raise Permanent(Code.INTERNAL, sentence, "Select another tree first.")
+        with files.explained(f"removing '{tree}'", Code.IMAGE_FAILED), self._locked():
+            partial = _partial(path)
+            files.remove_tree(partial)
+            path.rename(partial)
+            files.fsync_directory(path.parent)
+            self._sweep()
+            with files.suppress_oserror(errno.ENOTEMPTY, errno.EEXIST):
+                path.parent.rmdir()
+
+    # -----------------------------------------------------------------------------------------------
+    # Looking.
+
+    def _drivers(self) -> Iterator[Path]:
+        """Directories in which our trees may be."""
+        with files.suppress_oserror(errno.ENOENT, errno.ENOTDIR):
+            for path in sorted(self._bundle.iterdir()):
+                if naming.is_version(path.name) and path.is_dir() and not path.is_symlink():
+                    yield path
+
+    def _places(self) -> Iterator[Path]:
+        for driver in self._drivers():
+            yield from sorted(path for path in driver.iterdir() if naming.is_version(path.name))
+
+    def _tree(self, path: Path) -> Tree | None:
+        """The tree at this place, None for whatever is not one of ours."""
+        if path.is_symlink() or path.parent.is_symlink():
+            return None
+        try:
+            manifest = self.manifest(str(path))
+        except Failure:
+            return None
+        if (manifest.driver, manifest.os_version) != (path.parent.name, path.name):
+            return None
+        return Tree(
+            path=str(path),
+            build=manifest.build,
+            flavour=manifest.flavour,
+            libraries=tuple(sorted(m[1] for e in manifest.entries if (m := _SONAME.fullmatch(e.path)))),
+            firmware=f"lib/firmware/nvidia/{manifest.driver}" in manifest.directories(),
+        )
+
+    def _complete(self, path: Path) -> Tree:
+        tree = self._tree(path)
+        if tree is None:
+            raise Transient(Code.TREE_MISSING, f"'{path}' is not a complete tree", "Install it again.")
+        return tree
+
+    def _ours(self, tree: str) -> Path:
+        """The path of a complete tree in its place below our root."""
+        path = Path(tree)
+        if path.parent.parent != self._bundle or self._tree(path) is None:
+            sentence = f"'{tree}' is not a complete tree in '{self._bundle}'"
+            raise Permanent(Code.TREE_MISSING, sentence, "Install it again.")
+        return path
+
+    # -----------------------------------------------------------------------------------------------
+    # Laying down.
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = self._bundle / LOCK
+        with files.locked(lock) as held:
+            if not held:
+                sentence = f"another installation or removal holds '{lock}'"
+                raise Transient(Code.IMAGE_FAILED, sentence, "Wait for it to end.")
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed installation or removal left; under the lock nobody works on it."""
+        for driver in self._drivers():
+            for path in driver.glob(f".*{naming.PARTIAL}"):
+                files.remove_tree(path)
+
+    def _refuse_in_use(self, target: Path) -> None:
+        if self._loaded() and self.current() == str(target):
+            raise Permanent(
+                Code.MODULE_IN_USE,
+                f"'{target}' is the tree of the loaded driver and is not replaced by another one",
+                "Unload the driver (systemctl stop nvidia.service) or install before the driver is loaded.",
+            )
+
+    def _check_space(self, manifest: Manifest) -> None:
+        needed = _needed(manifest)
+        found = os.statvfs(self._bundle)
+        free = found.f_bavail * found.f_frsize
+        if free < needed:
+            raise files.disk_full(
+                f"the tree of {manifest.build} needs {needed} bytes in '{self._bundle}', {free} are free"
+            )
+
+    def _lay_down(
+        self, source: Path, text: str, manifest: Manifest, target: Path, tell: Callable[[Progress], None]
+    ) -> None:
+        partial = _partial(target)
+        files.make_directory(target.parent)
+        files.remove_tree(partial)
+        try:
+            files.make_directory(partial)
+            _copy(source, partial, text, manifest, tell)
+            counted = _counter(f"verifying '{target}'", manifest.size, tell)
+            _refuse_faults(str(partial), list(_faults(partial, manifest, counted)))
+            tell(Progress(STEP, f"syncing '{target}'", manifest.size, manifest.size))
+            files.fsync_tree(partial)
+            if not os.path.lexists(target):
+                partial.rename(target)
+            elif not files.exchange(partial, target):
+                aside = target.with_name(f".{target.name}.old{naming.PARTIAL}")
+                target.rename(aside)
+                partial.rename(target)
+            files.fsync_directory(target.parent)
+        finally:
+            # What is there now is the old tree, or what failed.
+            self._sweep()
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is wrong with a directory that should be what a manifest says; each fault is the end of a sentence.
+
+
+def _faults(root: Path, manifest: Manifest, advanced: Callable[[int], None]) -> Iterator[str]:
+    wrong = False
+    for fault in _shape_faults(root, manifest, modes=True):
+        wrong = True
+        yield fault
+    # Reading what already has the wrong size or type would say less and take longer.
+    for entry in () if wrong else manifest.entries:
+        yield from _entry_faults(root, entry, advanced)
+
+
+def _shape_faults(root: Path, manifest: Manifest, *, modes: bool) -> Iterator[str]:
+    entries = {entry.path: entry for entry in manifest.entries}
+    directories = manifest.directories()
+    seen: set[str] = {naming.MANIFEST}
+    for path, found in files.walk(root):
+        entry = entries.get(path)
+        seen.add(path)
+        if entry is not None:
+            yield from _stat_faults(entry, found, modes=modes)
+        elif path in directories:
+            if not stat.S_ISDIR(found.st_mode):
+                yield f"'{path}' is not a directory"
+            elif modes and found.st_mode & 0o022:
+                yield f"directory '{path}' may be written by others"
+        elif path == naming.MANIFEST:
+            if not stat.S_ISREG(found.st_mode):
+                yield f"'{path}' is not a file"
+        elif path.rpartition("/")[0] in directories | {""}:
+            # Of a foreign directory only its own name is said.
+            yield f"{path!r} is not in the manifest"
+    for path in entries:
+        if path not in seen:
+            yield f"'{path}' is missing"
+
+
+def _stat_faults(entry: Entry, found: os.stat_result, *, modes: bool) -> Iterator[str]:
+    if isinstance(entry, LinkEntry):
+        if not stat.S_ISLNK(found.st_mode):
+            yield f"'{entry.path}' is not a symbolic link"
+    elif not stat.S_ISREG(found.st_mode):
+        yield f"'{entry.path}' is not a file"
+    elif found.st_size != entry.size:
+        yield f"'{entry.path}' has {found.st_size} bytes instead of {entry.size}"
+    elif modes and stat.S_IMODE(found.st_mode) != entry.mode:
+        yield f"'{entry.path}' has mode {stat.S_IMODE(found.st_mode):04o} instead of {entry.mode:04o}"
+
+
+def _entry_faults(root: Path, entry: Entry, advanced: Callable[[int], None]) -> Iterator[str]:
+    path = root / entry.path
+    try:
+        wrong = list(_stat_faults(entry, path.lstat(), modes=True))
+        if wrong:
+            yield wrong[0]
+        elif isinstance(entry, FileEntry):
+            digest = files.sha256(path, advanced)
+            if digest != entry.sha256:
+                yield f"'{entry.path}' has sha256 {digest} instead of {entry.sha256}"
+        elif (target := os.readlink(path)) != entry.target:  # noqa: PTH115 (a Path would drop './')
+            yield f"'{entry.path}' names {target!r} instead of '{entry.target}'"
+    except (FileNotFoundError, NotADirectoryError):
+        yield f"'{entry.path}' is missing"
+    except OSError as exc:
+        yield f"'{entry.path}' cannot be read: {exc.strerror}"
+
+
+def _refuse_faults(tree: str, faults: list[str]) -> None:
+    if faults:
+        raise _invalid(tree, faults)
+
+
+def _invalid(tree: str, faults: list[str]) -> Permanent:
+    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return Permanent(
+        Code.TREE_INVALID,
+        f"the tree '{tree}' is not what its manifest says: {faults[0]}{more}",
+        "Install it again; if that does not help, build the image again.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Copying and what can go wrong with it.
+
+
+def _copy(
+    source: Path, partial: Path, text: str, manifest: Manifest, tell: Callable[[Progress], None]
+) -> None:
+    counted = _counter(f"copying to '{partial}'", manifest.size, tell)
+    for directory in sorted(manifest.directories()):
+        files.make_directory(partial / directory)
+    for entry in manifest.entries:
+        if isinstance(entry, LinkEntry):
+            (partial / entry.path).symlink_to(entry.target)
+        else:
+            files.copy_file(source / entry.path, partial / entry.path, entry.mode, counted)
+    files.atomic_write(partial / naming.MANIFEST, text)
+
+
+def _counter(detail: str, total: int, tell: Callable[[Progress], None]) -> Callable[[int], None]:
+    done = 0
+
+    def advanced(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(Progress(STEP, detail, done, total))
+
+    return advanced
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Changes whenever the file does."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _manifest_text(tree: Path) -> str:
+    path = tree / naming.MANIFEST
+    try:
+        return files.read_small(path, manifests.MAX_CHARACTERS).decode()
+    except UnicodeDecodeError as exc:
+        raise Permanent(Code.MANIFEST_INVALID, f"'{path}' is not UTF-8", "Build the image again.") from exc
+    except OSError as exc:
+        sentence = f"'{tree}' is not a tree: '{path}' cannot be read: {exc.strerror}"
+        raise Permanent(Code.TREE_MISSING, sentence, "Install it again.") from exc
+
+
+def _partial(tree: Path) -> Path:
+    return Path(naming.partial_path(PurePosixPath(tree)))
+
+
+def _needed(manifest: Manifest) -> int:
+    sizes = [entry.size for entry in manifest.entries if isinstance(entry, FileEntry)]
+    return sum(-(-size // BLOCK) for size in [*sizes, BLOCK]) * BLOCK + len(manifest.directories()) * BLOCK
+
+
+def _foreign(path: Path) -> Permanent:
+    return Permanent(
+        Code.OTHER_OWNER,
+        f"'{path}' is there and is not a tree of nvidiad; it stays untouched",
+        "Move it away, or set install.root to another place.",
+    )

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units: systemd's manager over D-Bus (org.freedesktop.systemd1(5)), and the drop-ins that gate units."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.nouns.model import Progress, UnitState
+from nvidiad.verbs.ports import Match
+from nvidiad.world.files import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nvidiad.verbs.ports import Bus
+
+SYSTEMD = "org.freedesktop.systemd1"
+MANAGER = f"{SYSTEMD}.Manager"
+MANAGER_PATH = "/org/freedesktop/systemd1"
+_UNIT = f"{SYSTEMD}.Unit"
+DROP_IN = "10-nvidia.conf"
+GATE = """\
+# Written by nvidiad: this unit waits until the NVIDIA driver is in force; see nvidiad(8).
+[Unit]
+Requires=nvidia.service
+After=nvidia.service nvidia-persistenced.service
+"""
+# nvidia.service bounds its own start (TimeoutStartSec=); this is for a manager that never answers.
+_JOB_SECONDS = 900
+_TELL_SECONDS = 1.0
+
+
+def unit_path(name: str) -> str:
+    """The object path of a unit: every byte but letters and digits becomes _xx (sd_bus_path_encode(3))."""
+    encoded = "".join(
+        chr(byte)
+        if (chr(byte).isascii() and chr(byte).isalpha()) or (index and chr(byte).isdigit())
+        else f"_{byte:02x}"
+        for index, byte in enumerate(name.encode())
+    )
+    return f"{MANAGER_PATH}/unit/{encoded}"
+
+
+class SystemdUnits:
+    """The `Units` port."""
+
+    def __init__(self, bus: Bus, *, configuration: Path) -> None:
+        """`configuration` is /etc/systemd/system."""
+        self._bus = bus
+        self._configuration = configuration
+        self._subscribed = False
+
+    def states(self, names: tuple[str, ...]) -> tuple[UnitState, ...]:
+        """What systemd knows of these units; one that does not exist has load 'not-found'."""
+        return tuple(self._state(name) for name in names)
+
+    def start(self, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
+        """Start a unit; with `wait`, until the job has ended. Raises UNIT_FAILED, UNIT_MASKED."""
+        self._run_job("StartUnit", name, wait=wait, tell=tell)
+
+    def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        """Let a running unit do its ExecReload= and wait for its end."""
+        self._run_job("ReloadUnit", name, wait=True, tell=tell)
+
+    def gates(self) -> tuple[str, ...]:
+        """Units that have our drop-in, as we would write it."""
+        found = []
+        for file in sorted(self._configuration.glob(f"*.d/{DROP_IN}")):
+            if file.read_text(errors="replace") == GATE:
+                found.append(file.parent.name.removesuffix(".d"))
+        return tuple(found)
+
+    def write_gates(self, names: tuple[str, ...]) -> None:
+        """Gate exactly these units: a drop-in each, none elsewhere, and let systemd read them."""
+        for name in self.gates():
+            if name not in names:
+                (self._configuration / f"{name}.d" / DROP_IN).unlink()
+        for name in names:
+            directory = self._configuration / f"{name}.d"
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            atomic_write(directory / DROP_IN, GATE, mode=0o644)
+        self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Reload")
+
+    def _state(self, name: str) -> UnitState:
+        path = self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "LoadUnit", name)
+
+        def get(property_name: str, signature: str) -> Any:
+            return self._bus.get(SYSTEMD, path, _UNIT, property_name, signature)
+
+        job = get("Job", "(uo)")
+        return UnitState(
+            name=name,
+            load=get("LoadState", "s"),
+            active=get("ActiveState", "s"),
+            sub=get("SubState", "s"),
+            result=self._result(name, path),
+            job=int(_first(job)),
+            wanted=any(self._names(path, by) for by in ("WantedBy", "RequiredBy", "UpheldBy")),
+            active_enter=int(get("ActiveEnterTimestampMonotonic", "t")),
+            # A start that a condition skipped leaves the unit where it was: for us it went down then.
+            inactive_enter=max(
+                int(get("InactiveEnterTimestampMonotonic", "t")),
+                0 if get("ConditionResult", "b") else int(get("ConditionTimestampMonotonic", "t")),
+            ),
+            active_since=int(get("ActiveEnterTimestamp", "t")),
+        )
+
+    def _names(self, path: str, property_name: str) -> list[str]:
+        """UpheldBy came with systemd 249: a host with an older one has nothing there to say."""
+        try:
+            return list(self._bus.get(SYSTEMD, path, _UNIT, property_name, "as"))
+        except Permanent:
+            return []
+
+    def _result(self, name: str, path: str) -> str:
+        if not name.endswith(".service"):
+            return ""
+        return str(self._bus.get(SYSTEMD, path, f"{SYSTEMD}.Service", "Result", "s"))
+
+    def _run_job(self, method: str, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
+        if not self._subscribed:
+            # Before the first job: its end is told to subscribers only.
+            self._bus.add(Match(MANAGER, "JobRemoved", SYSTEMD, MANAGER_PATH))
+            self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Subscribe")
+            self._subscribed = True
+        self._bus.wait(0)
+        try:
+            job = self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, method, name, "replace")
+        except Failure as failure:
+            raise _refused(name, failure) from failure
+        if wait:
+            result = self._wait_for(job, name, tell)
+            if result != "done":
+                raise Transient(
+                    Code.UNIT_FAILED,
+                    f"the {'start' if method == 'StartUnit' else 'reload'} of {name} ended with '{result}'",
+                    f"Read why: journalctl -b -u {name}",
+                )
+
+    def _wait_for(self, job: str, name: str, tell: Callable[[Progress], None]) -> str:
+        end = time.monotonic() + _JOB_SECONDS
+        while time.monotonic() < end:
+            for signal in self._bus.wait(_TELL_SECONDS):
+                if signal.member == "JobRemoved" and signal.body[1] == job:
+                    return str(signal.body[3])
+            tell(Progress("start-unit", f"waiting for {name}"))
+        raise Transient(Code.UNIT_FAILED, f"{name} did not come up within {_JOB_SECONDS} s")
+
+
+class NoUnits:
+    """The `Units` port where systemd is not to be asked: nothing is known, nothing can be started."""
+
+    def states(self, names: tuple[str, ...]) -> tuple[UnitState, ...]:
+        return ()
+
+    def start(self, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
+        raise Transient(Code.BUS_LOST, f"{name} cannot be started without the system bus")
+
+    def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        raise Transient(Code.BUS_LOST, f"{name} cannot be reloaded without the system bus")
+
+    def gates(self) -> tuple[str, ...]:
+        return ()
+
+    def write_gates(self, names: tuple[str, ...]) -> None:
+        raise Transient(Code.BUS_LOST, "systemd cannot be told of drop-ins without the system bus")
+
+
+def _first(job: Any) -> Any:
+    return job[0] if isinstance(job, list | tuple) else job
+
+
+def _refused(name: str, failure: Failure) -> Failure:
+    if "masked" in failure.sentence:
+        return Permanent(Code.UNIT_MASKED, f"{name} is masked", f"systemctl unmask {name}")
+    if failure.code is Code.BUS_LOST:
+        return failure
+    return Transient(
+        Code.UNIT_FAILED, f"{name} cannot be started: {failure.sentence}", f"systemctl status {name}"
+    )
