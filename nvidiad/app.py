@@ -113,7 +113,7 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
         hold = settings.units.hold
         ports = driver_ports(settings, root)
         plan = plan_activation(look_at_driver(ports, settings), settings)
-        log.info("plan", reason=plan.reason, steps=len(plan.steps))
+        log.info("plan", what=plan.reason, steps=len(plan.steps))
         report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
         problem = plan.problem or report.problem
     except Failure as failure:

@@ -6,10 +6,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nvidiad.thought import wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 CHUNK = 16 * 1024
 # asm-generic; Python names it from 3.14 on.
@@ -17,6 +21,10 @@ _SO_PEERGROUPS = 59
 # What getsockopt takes at most: 256 groups. Who is in more is not recognised by group.
 _GROUPS_ROOM = 1024
 _CREDENTIALS = struct.Struct("3i")
+
+
+class Gone(Exception):
+    """The client left, said nothing for too long or did not read what it asked for. None of it is news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +62,13 @@ class Conversation:
 
     async def receive(self) -> bytes:
         """Some bytes; none at the end of the stream."""
-        async with asyncio.timeout(self.limits.idle):
+        async with _within(self.limits.idle):
             return await self.reader.read(CHUNK)
 
     async def message(self, frames: wire.Frames) -> bytes | None:
         """The next whole message; None when the client is done, in the middle of one or not."""
         # One time-out for the whole: who sends a byte now and then is idle all the same.
-        async with asyncio.timeout(self.limits.idle):
+        async with _within(self.limits.idle):
             while (message := frames.take()) is None:
                 data = await self.reader.read(CHUNK)
                 if not data:
@@ -71,7 +79,7 @@ class Conversation:
     async def head(self, first: bytes) -> bytes:
         """An HTTP request up to the empty line."""
         buffer = bytearray(first)
-        async with asyncio.timeout(self.limits.idle):
+        async with _within(self.limits.idle):
             while (head := wire.http_head(buffer)) is None:
                 data = await self.reader.read(CHUNK)
                 if not data:
@@ -80,9 +88,9 @@ class Conversation:
             return head
 
     async def send(self, data: bytes) -> None:
-        """Hand all of it to the kernel; a client that does not read ends in TimeoutError."""
-        self.writer.write(data)
-        async with asyncio.timeout(self.limits.stall):
+        """Hand all of it to the kernel."""
+        async with _within(self.limits.stall):
+            self.writer.write(data)
             await self.writer.drain()
 
     async def wait_for_end(self, event: asyncio.Event) -> None:
@@ -90,6 +98,16 @@ class Conversation:
         with suppress(OSError):
             await self.reader.read(1)
         event.set()
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except OSError as error:
+        # TimeoutError is one too.
+        raise Gone from error
 
 
 def identify(connection: socket.socket) -> Peer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent
-from nvidiad.rim.conversation import CHUNK, Conversation, Limits, group_id, identify
+from nvidiad.rim.conversation import CHUNK, Conversation, Gone, Limits, group_id, identify
 from nvidiad.thought import metrics, render, wire
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Server:
             self._listener = listen(where)
             self._own = (where, where.stat().st_ino)
         self._listener.settimeout(0)
-        self._await_clients()
+        self._await_clients(self._listener)
 
     async def stop(self) -> None:
         """End all conversations; a socket that systemd made stays where it is."""
@@ -106,9 +106,9 @@ class Server:
     # -----------------------------------------------------------------------------------------------
     # Connections
 
-    def _await_clients(self) -> None:
-        # Not loop.sock_accept(): it does not yield while the queue is full, and loses a client when cancelled.
-        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+    def _await_clients(self, listener: socket.socket) -> None:
+        # Not loop.sock_accept(): it does not yield while someone waits, and loses a client when cancelled.
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -120,7 +120,7 @@ class Server:
             self._log.warning("cannot accept a client, trying again in 1 s", error=str(error))
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)
-            self._pause = loop.call_later(1, self._await_clients)
+            self._pause = loop.call_later(1, self._await_clients, listener)
             return
         connection.settimeout(0)
         self._admit(connection)
@@ -157,24 +157,34 @@ class Server:
         writer.transport.set_write_buffer_limits(high=0)
         try:
             await self._converse(Conversation(reader, writer, peer, self._limits))
-        except (OSError, asyncio.IncompleteReadError):
-            # TimeoutError too: gone, idle or not reading. None of it is news.
+        except Gone:
             pass
-        except Exception as error:
-            # A fault of ours must neither stop the daemon nor leave the client without an end.
-            self._log.error("a client's request failed", error=repr(error), uid=peer.uid, exc_info=True)
         finally:
             writer.transport.abort()
 
     async def _converse(self, client: Conversation) -> None:
         first = await client.receive()
+        sorry = "nvidiad failed, its journal has the details"
         match wire.protocol(first):
             case wire.Protocol.VARLINK:
-                await self._varlink(client, first)
+                talk, excuse = (
+                    self._varlink,
+                    wire.error_reply(wire.Refusal(wire.Error.INTERNAL, reason=sorry)),
+                )
             case wire.Protocol.HTTP:
-                await self._http(client, first)
+                talk, excuse = self._http, wire.response(500, f"{sorry}\n".encode())
             case None:
-                pass
+                return
+        try:
+            await talk(client, first)
+        except Gone:
+            raise
+        except Exception as error:
+            # A fault of ours must neither stop the daemon nor leave the client without an answer.
+            self._log.error(
+                "a client's request failed", error=repr(error), uid=client.peer.uid, exc_info=True
+            )
+            await client.send(excuse)
 
     # -----------------------------------------------------------------------------------------------
     # HTTP
@@ -281,14 +291,14 @@ class Server:
         event = asyncio.Event()
         self._followers.add(event)
         watching = asyncio.create_task(client.wait_for_end(event), name="follower")
-        told = None
+        told = b""
         try:
             while not watching.done():
                 event.clear()
-                document = self._read().document
-                if document != told:
-                    told = document
-                    await client.send(wire.reply({"status": document}, continues=True))
+                answer = wire.reply({"status": self._read().document}, continues=True)
+                if answer != told:
+                    told = answer
+                    await client.send(answer)
                 if not watching.done():
                     await event.wait()
         finally:

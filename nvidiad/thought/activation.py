@@ -76,7 +76,7 @@ def linker_directory(exposure: Exposure, settings: Settings) -> str:
 def activate(facts: DriverFacts, settings: Settings) -> Plan:
     """The steps from the facts to a usable driver; no steps and no problem: it is, or there is no GPU."""
     if problem := _not_ours(facts, settings):
-        return Plan("the driver is not nvidiad's to bring up", problem=problem)
+        return Plan("nvidiad is not to bring up a driver here", problem=problem)
     if not facts.gpus:
         return Plan("this host has no NVIDIA GPU")
     tree = find_tree(facts, settings)

@@ -212,7 +212,8 @@ class _Reading:
 
         for section, content in document.items():
             if section not in _KEYS:
-                fault(section, _unknown("", section, tuple(_KEYS)))
+                kind = "table" if isinstance(content, dict) else "key"
+                fault(section, _unknown(kind, "", section, tuple(_KEYS)))
             elif not isinstance(content, dict):
                 fault(section, f"expected a table: write [{section}] on a line of its own")
             else:
@@ -233,7 +234,7 @@ class _Reading:
                     fault(key, str(error))
             else:
                 extra = ("parameters",) if section == "driver" else ()
-                fault(key, _unknown(section, name, (*checks, *extra)))
+                fault(key, _unknown("key", section, name, (*checks, *extra)))
 
     def _parameters(self, value: object, fault: Callable[[str, str], None]) -> None:
         if not isinstance(value, dict):
@@ -278,14 +279,13 @@ class _Reading:
         }
 
 
-def _unknown(section: str, name: str, siblings: Sequence[str]) -> str:
+def _unknown(kind: str, section: str, name: str, siblings: Sequence[str]) -> str:
     near = values.near(name, siblings)
     if near:
         near = f"{section}.{near}" if section else near
     else:
         # perhaps the right key in the wrong table
         near = next((f"{other}.{name}" for other, keys in _KEYS.items() if name in keys), "")
-    kind = "key" if section else "table"
     return f"unknown {kind}" + (
         f" (did you mean {near}?)" if near else f" (there are {', '.join(siblings)})"
     )

@@ -198,10 +198,8 @@ def exit_failure(status: int, lines: Sequence[str], reference: str) -> Failure:
     code, what, remedy, retry = _EXITS.get(status, unknown)
     words = "\n".join(lines)
     if status == 73:
-        for pattern, *meaning in _CANNOT_WRITE:
-            if re.search(pattern, words, re.IGNORECASE):
-                code, remedy, retry = meaning
-                break
+        found = (rule for rule in _CANNOT_WRITE if re.search(rule[0], words, re.IGNORECASE))
+        _, code, remedy, retry = next(found, ("", code, remedy, retry))
     last = lines[-1].removeprefix("nvidiad install: ") if lines else ""
     said = f": {shorten(last)}" if last else ""
     kind = Transient if retry else Permanent

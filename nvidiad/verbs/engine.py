@@ -122,7 +122,7 @@ class DriverEngine:
             module = loaded.get("nvidia")
             raise Permanent(
                 Code.DRIVER_MISMATCH,
-                f"driver {version} was brought up, but the kernel has module {module} and says driver {told}",
+                f"driver {version} was brought up, but the kernel has {module} and says {told}",
                 "Reboot; if it stays so, another driver is loaded early at boot.",
             )
         missing = self.driver.nodes.missing()
@@ -133,11 +133,12 @@ class DriverEngine:
 
     def _tell(self, result: StepResult) -> None:
         fields = {"step": step_name(result.step), "seconds": round(result.seconds, 3)}
-        what, problem = result.step.describe(), result.problem
+        problem = result.problem
         if problem is None:
-            self.log.info("done: " + what, **fields)
+            self.log.info("done", what=result.step.describe(), **fields)
         else:
-            self.log.error("failed: " + what, error=problem.sentence, code=str(problem.code), **fields)
+            what = f"{result.step.describe()}: {problem.sentence}"
+            self.log.error("failed", what=what, code=str(problem.code), **fields)
 
 
 class Engine(DriverEngine):

@@ -80,7 +80,7 @@ class Reconciler:
         self._told = news
         fields = {"phase": str(status.phase), "steps": len(plan.steps)}
         if plan.steps:
-            self._log.info(f"plan: {plan.reason}", **fields)
+            self._log.info("plan", what=plan.reason, **fields)
         elif plan.problem:
             remedy = plan.problem.remedy
             self._log.warning(plan.problem.sentence, code=str(plan.problem.code), remedy=remedy, **fields)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Gpu
 
 VENDOR = "0x10de"
+# the same, as events have it
+VENDOR_ID = "10DE"
 # VGA controller, 3D controller, and the bridge that an NVSwitch is: what nvidia.ko binds to.
 CLASSES = ("0x0300", "0x0302", "0x0680")
 RECEIVE_BUFFER = 1 << 20
@@ -106,6 +107,8 @@ class Monitor:
         self._monitor = None
 
     def _clear_error(self) -> None:
+        import socket
+
         with socket.socket(fileno=os.dup(self.fileno())) as same:
             same.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
@@ -118,7 +121,9 @@ def describe(device: Any) -> str:
     else:
         # A removed device has no files any more: its properties came with the event.
         identity = device.properties.get("PCI_ID")
-        concerns = device.subsystem == "pci" and (identity is None or identity.upper().startswith("10DE:"))
+        concerns = device.subsystem == "pci" and (
+            identity is None or identity.upper().startswith(f"{VENDOR_ID}:")
+        )
     return f"{device.subsystem} {name} {device.action}" if concerns else ""
 
 

@@ -27,13 +27,13 @@ PRIORITIES = {
     "exception": 3,
     "critical": 2,
 }
-_OWN = ("event", "level", "exception")
+_OWN = ("event", "what", "level", "exception")
 
 
 def journal_record(fields: Mapping[str, object]) -> bytes:
     """An event in the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
     level = str(fields.get("level", "info"))
-    message = str(fields.get("event", ""))
+    message = sentence(fields)
     if fields.get("exception"):
         message = f"{message}\n{fields['exception']}"
     record = [
@@ -45,6 +45,11 @@ def journal_record(fields: Mapping[str, object]) -> bytes:
         if key not in _OWN:
             record.append(_field(f"NVIDIAD_{key.upper()}", str(value)))
     return b"".join(record)
+
+
+def sentence(fields: Mapping[str, object]) -> str:
+    """An event and what it is about: `done: load nvidia`."""
+    return ": ".join(str(fields[key]) for key in ("event", "what") if fields.get(key))
 
 
 def _field(name: str, text: str) -> bytes:
@@ -59,7 +64,7 @@ def line(fields: Mapping[str, object], *, clock: str = "") -> str:
     level = str(fields.get("level", "info"))
     mark = "" if level in ("info", "notice") else f"{level}: "
     rest = " ".join(f"{key}={value}" for key, value in fields.items() if key not in _OWN and value != "")
-    text = f"{clock}{mark}{fields.get('event', '')}" + (f"  ({rest})" if rest else "")
+    text = f"{clock}{mark}{sentence(fields)}" + (f"  ({rest})" if rest else "")
     return f"{text}\n{fields['exception']}" if fields.get("exception") else text
 
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the bed's disk: two read-only /usr slots with different kernels and OS versions, one writable root.
+
+Needs root for file ownership, and no loop device, mount or running QEMU."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tests.beds.common import CHECKOUT, cached, host_venv, require, run_checked
+from tests.vm import guest, initrd
+from tests.vm.kernels import Kernel, kernels
+
+RELEASES = {"A": "3975.2.0", "B": "4081.2.0"}
+ROOT_MIB = 4096  # sparse: what a test does not write is not there
+MIB = 1 << 20
+
+_USR_TYPE = "5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6"  # Container Linux's own type and partition ids
+_ROOT_TYPE = "3884DD41-8582-4404-B9A8-E9B84F2DF50E"
+_USR_IDS = {"A": "7130C94A-213A-4E5A-8E26-6CCE9662F132", "B": "E03DD35C-7C2D-4A47-B3FE-27F15780A57C"}
+SLOT_PARTITIONS = {"A": 3, "B": 4}
+_ROOT_PARTITION = 9
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk in the cache, with the kernel and initrd of each slot beside it."""
+
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "disk.img"
+
+    def kernel(self, slot: str) -> Path:
+        return self.folder / f"vmlinuz-{slot}"
+
+    def initrd(self, slot: str) -> Path:
+        return self.folder / f"initrd-{slot}"
+
+
+@cache
+def disk() -> Disk:
+    """The bed's disk, built when any of its inputs is new."""
+    slots = kernels().slots
+    debian, venv = guest.tree(), host_venv(guest.SUITE)
+    here = Path(__file__).parent
+    sources = [here / name for name in ("disk.py", "guest.py", "initrd.py", "init.sh")]
+    sources += sorted(path for path in guest.FILES.rglob("*") if path.is_file())
+    texts = {str(path.relative_to(CHECKOUT)): path.read_text() for path in sources}
+
+    def make(partial: Path) -> None:
+        require("busybox-static", "squashfs-tools", "e2fsprogs", "fdisk", "kmod")
+        partial.mkdir()
+        _build(partial, debian, venv, slots)
+
+    inputs = [{slot: kernel.release for slot, kernel in slots.items()}, debian.name, venv.name, texts]
+    return Disk(cached("vm-disk", inputs, make))
+
+
+def _build(out: Path, debian: Path, venv: Path, slots: dict[str, Kernel]) -> None:
+    work = out / "work"
+    work.mkdir()
+    images = {slot: _usr(work, debian, slot, kernel) for slot, kernel in slots.items()}
+    root = work / "root"
+    root.mkdir()
+    guest.populate(root, debian, venv)
+    root_image = work / "root.img"
+    with root_image.open("wb") as file:
+        file.truncate(ROOT_MIB * MIB)
+    # A small journal: power cuts are part of the tests, and Container Linux's root has one too.
+    options = ["-J", "size=8", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-m", "0", "-L", "ROOT"]
+    run_checked(["mke2fs", "-q", "-t", "ext4", *options, "-d", str(root), str(root_image)], "mke2fs")
+    _assemble(out / "disk.img", images, root_image)
+    for slot, kernel in slots.items():
+        shutil.copy(kernel.image, out / f"vmlinuz-{slot}")
+        initrd.build(kernel, Path("/bin/busybox"), out / f"initrd-{slot}")
+    shutil.rmtree(work)
+
+
+def _usr(work: Path, debian: Path, slot: str, kernel: Kernel) -> Path:
+    """The squashfs of one slot: Debian's /usr with this slot's kernel modules and OS version."""
+    usr = work / f"usr-{slot}"
+    run_checked(["cp", "-al", str(debian / "usr"), str(usr)], "linking /usr")
+    modules = work / f"modules-{slot}"
+    initrd.copy_modules(kernel, modules)
+    (modules / "lib/modules").rename(usr / "lib/modules")
+    (usr / "lib/os-release").unlink()  # a hard link into the cached tree: replaced, never written
+    (usr / "lib/os-release").write_text(_os_release(slot))
+    (usr / "share/coreos").mkdir()
+    (usr / "share/coreos/update.conf").write_text("GROUP=stable\n")
+    image = work / f"usr-{slot}.img"
+    packing = ["-comp", "zstd", "-Xcompression-level", "6", "-processors", "2"]
+    run_checked(["mksquashfs", str(usr), str(image), "-quiet", "-no-progress", *packing], "mksquashfs")
+    return image
+
+
+def _os_release(slot: str) -> str:
+    version = RELEASES[slot]
+    return (
+        'NAME="Flatcar Container Linux by Kinvolk"\nID=flatcar\nID_LIKE=coreos\n'
+        f"VERSION={version}\nVERSION_ID={version}\nBUILD_ID=bed\n"
+        f'PRETTY_NAME="nvidiad bed {version} (slot {slot})"\nFLATCAR_BOARD="amd64-usr"\n'
+    )
+
+
+def _assemble(image: Path, slots: dict[str, Path], root: Path) -> None:
+    lines, start, places = ["label: gpt"], 1, []
+    for slot, part in slots.items():
+        size = -(-part.stat().st_size // MIB)
+        # As on a freshly installed host: A has priority 1 and is good, B is not bootable yet.
+        attributes = ', attrs="GUID:48,56"' if slot == "A" else ""
+        ids = f"type={_USR_TYPE}, uuid={_USR_IDS[slot]}, name=USR-{slot}{attributes}"
+        lines.append(f"{SLOT_PARTITIONS[slot]}: start={start}MiB, size={size}MiB, {ids}")
+        places.append((part, start))
+        start += size
+    lines.append(f"{_ROOT_PARTITION}: start={start}MiB, size={ROOT_MIB}MiB, type={_ROOT_TYPE}, name=ROOT")
+    places.append((root, start))
+    with image.open("wb") as file:
+        file.truncate((start + ROOT_MIB + 1) * MIB)
+    table = "\n".join(lines)
+    run_checked(["sh", "-c", f"sfdisk -q {image} <<'END'\n{table}\nEND"], "sfdisk")
+    for part, at in places:
+        how = ["bs=1M", f"seek={at}", "conv=notrunc,sparse", "status=none"]
+        run_checked(["dd", f"if={part}", f"of={image}", *how], "dd")
+
+
+if __name__ == "__main__":
+    print(disk().folder)

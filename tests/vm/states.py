@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines booted once and frozen, from which tests go on in two seconds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.beds.common import cached
+from tests.vm import qemu
+from tests.vm.disk import disk
+from tests.vm.machine import Frozen, Machine
+from tests.vm.qemu import Hardware
+
+SERVICES = ("docker.service", "docker-registry.service")
+# Read once before the freeze, so that no test waits for the disk to decompress Python and Docker's tools.
+_WARM = (
+    "/opt/nvidiad/bin/python3 -c 'import asyncio, docker, pystemd, pyudev, structlog'",
+    "docker version",
+    "modinfo overlay; lsmod; ldconfig -p; udevadm --version; sfdisk -v; mount",
+    "curl -s http://127.0.0.1:5000/v2/",
+)
+
+
+def with_docker(hardware: Hardware | None = None) -> Frozen:
+    """Slot A with the card, a Docker Engine and a registry running, and no nvidiad; kept in the cache."""
+    hardware = hardware or Hardware()
+    key = [qemu.prepare(), disk().folder.name, asdict(hardware), SERVICES, _WARM]
+    nowhere = Path("/")
+    words = qemu.command_line(hardware, disk(), "A", nowhere, nowhere, nowhere, card=True)
+    key.append([word for word in words if not word.startswith("/")])
+
+    def make(partial: Path) -> None:
+        with Machine(partial / "work", hardware) as machine:
+            machine.boot("A", card=True)
+            machine.run(f"systemctl start {' '.join(SERVICES)}", 180, check=True)
+            for command in _WARM:
+                machine.run(command)
+            machine.freeze(partial)
+        for path in (partial / "work").iterdir():
+            path.unlink()
+        (partial / "work").rmdir()
+
+    return Frozen(cached("vm-frozen", key, make))
