@@ -20,7 +20,7 @@ CHUNK = 16 * 1024
 _SO_PEERGROUPS = 59
 # What getsockopt takes at most: 256 groups. Who is in more is not recognised by group.
 _GROUPS_ROOM = 1024
-_CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS = struct.Struct("iII")
 
 
 class Gone(Exception):

@@ -111,7 +111,9 @@ class Fault:
 
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
-        return ": ".join(part for part in (place, self.key, self.sentence) if part)
+        # a quoted key may hold anything
+        key = self.key if self.key.isprintable() else repr(self.key)
+        return ": ".join(part for part in (place, key, self.sentence) if part)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -199,6 +201,8 @@ class _Reading:
             message = str(error)
             place = _PLACE.search(message)
             line, column = (int(place[1]), int(place[2])) if place and place[1] else (None, None)
+            if place and line is None:  # "at end of document"
+                line = text.rstrip().count("\n") + 1
             self.faults.append(Fault(file, "", "not TOML: " + _PLACE.sub("", message), line, column))
             return
         lines = _lines(text)

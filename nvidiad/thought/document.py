@@ -47,7 +47,7 @@ def document(
     }
     if memory is not None:
         made["attempts"] = [
-            {"image": a.reference, "count": a.count, "last": a.last, "problem": _problem(a.problem)}
+            {"what": a.reference, "count": a.count, "last": a.last, "problem": _problem(a.problem)}
             for a in memory.attempts
         ]
     return made if status is None else made | _observed(status, memory)

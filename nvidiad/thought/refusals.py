@@ -58,11 +58,11 @@ _WORDS: tuple[tuple[str, Code], ...] = (
     (
         (
             r"connection refused|no route to host|network is unreachable|i/o timeout|proxyconnect"
-            r"|while waiting for connection|connection reset|connection timed out|TLS handshake timeout"
+            r"|while waiting for connection|connection reset|connection timed out"
         ),
         Code.REGISTRY_UNREACHABLE,
     ),
-    (r"Client\.Timeout exceeded|context deadline exceeded|timeout awaiting response", Code.REGISTRY_STALLED),
+    (r"TLS handshake timeout|Client\.Timeout exceeded|context deadline exceeded|timeout awaiting response", Code.REGISTRY_STALLED),
     (r"unexpected EOF|: EOF|broken pipe|server closed", Code.REGISTRY_UNREACHABLE),
     (r"\b50[0234]\b|Internal Server Error|Bad Gateway|Service Unavailable", Code.REGISTRY_UNREACHABLE),
 )
@@ -209,7 +209,7 @@ def exit_failure(status: int, lines: Sequence[str], reference: str) -> Failure:
 def start_failure(text: str, reference: str) -> Failure:
     """The failure behind the engine's refusal to make or start the installer's container."""
     for pattern, status in (
-        (r"exec format error", 126),
+        (r"exec format error|exec: .*permission denied", 126),
         (r"no command specified|not found|no such file", 127),
     ):
         if re.search(pattern, text, re.IGNORECASE):

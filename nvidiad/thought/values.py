@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9._@=/-]{1,60}", re.ASCII)
+
+
 def _found(value: object) -> str:
     if value == "":
         return "an empty string"
@@ -53,7 +56,7 @@ def _string(value: object, what: str) -> str:
 
 def _strings(value: object, what: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        hint = f"write ['{value}']" if isinstance(value, str) and 0 < len(value) <= 60 else ""
+        hint = f"write ['{value}']" if isinstance(value, str) and _PLAIN.fullmatch(value) else ""
         raise _expected(what, value, hint)
     for item in value:
         if not isinstance(item, str):

@@ -114,7 +114,7 @@ def build_script(
     if not labels:
         # The Dockerfile sets them all; an image that is not a driver's comes from a file of its own.
         command += ["--file", f"{context}/Dockerfile.plain"]
-        plain = f"FROM {base or BASE_TAG}\\nCOPY install opt/ /\\nENTRYPOINT [\"/install\"]\\n"
+        plain = f'FROM {base or BASE_TAG}\\nCOPY install opt/ /\\nENTRYPOINT ["/install"]\\n'
         commands.append(f"printf {shlex.quote(plain)} >{shlex.quote(context)}/Dockerfile.plain")
     return " && ".join([*commands, shlex.join([*command, context])])
 

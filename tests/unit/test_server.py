@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.rim import client, server
+from nvidiad.rim import client, conversation, server
 from nvidiad.rim.conversation import Limits
 from nvidiad.thought import wire
 from nvidiad.thought.metrics import Counters
@@ -336,8 +336,8 @@ def test_the_group_may_act(served: Fixture, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_missing_group_is_none() -> None:
-    assert server.group_id("no-such-group") is None
-    assert server.group_id("root") == 0
+    assert conversation.group_id("no-such-group") is None
+    assert conversation.group_id("root") == 0
 
 
 # ---------------------------------------------------------------------------------------------------

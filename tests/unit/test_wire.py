@@ -207,8 +207,7 @@ def test_http_head_has_a_limit() -> None:
 def test_any_bytes_are_an_http_request_or_a_refusal(head: bytes) -> None:
     try:
         request = wire.parse_http(head)
-    except wire.HttpRefusal as refusal:
-        assert refusal.status in wire.REASONS
+    except wire.HttpRefusal:
         return
     assert request.path.startswith("/")
 
