@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure, Permanent
-from nvidiad.nouns.model import Attempt, Memory, Problem
+from nvidiad.nouns.model import Attempt, Memory, Problem, problem_of
 from nvidiad.thought import config
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
@@ -104,7 +104,7 @@ def connect() -> Bus:
 def activate(configuration: Path, root: Path, log: Log) -> int:
     """Bring the driver on disk into force; the exit status of nvidia.service."""
     from nvidiad.thought.activation import activate as plan_activation
-    from nvidiad.verbs.engine import DriverEngine, problem_of
+    from nvidiad.verbs.engine import DriverEngine
     from nvidiad.verbs.observer import look_at_driver
 
     hold = True

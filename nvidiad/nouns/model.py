@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.errors import Code
+    from nvidiad.nouns.errors import Code, Failure
 
 
 class Flavour(StrEnum):
@@ -143,6 +143,21 @@ class MountFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the host is not ready, in the words of errors.Failure."""
+
+    code: Code
+    sentence: str
+    remedy: str = ""
+    retry: bool = False
+
+
+def problem_of(failure: Failure) -> Problem:
+    """A failure as data."""
+    return Problem(failure.code, failure.sentence, failure.remedy, failure.retry)
+
+
+@dataclass(frozen=True, slots=True)
 class DriverFacts:
     """Everything about the host that activation depends on."""
 
@@ -164,6 +179,8 @@ class DriverFacts:
     firmware_path: str
     nodes_missing: tuple[str, ...]
     """Device nodes that the loaded modules serve and that are not in /dev as they should be."""
+    tree_problem: Problem | None = None
+    """Why the modules of the wanted tree cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +208,6 @@ class UpdateStatus:
     operation: str
     version: str
     progress: float
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why the host is not ready, in the words of errors.Failure."""
-
-    code: Code
-    sentence: str
-    remedy: str = ""
-    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

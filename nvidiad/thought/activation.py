@@ -164,6 +164,8 @@ def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
             f"driver {other.version} is loaded, {driver} is wanted",
             "It changes at the next reboot.",
         )
+    if facts.tree_problem:
+        return facts.tree_problem
     present = {module.name for module in facts.wanted_modules}
     for name in settings.driver.modules:
         if naming.module_name(name) not in present:

@@ -235,7 +235,8 @@ class _Reading:
                 try:
                     self.values[key] = check(value)
                 except ValueError as error:
-                    fault(key, str(error))
+                    for sentence in error.args:
+                        fault(key, sentence)
             else:
                 extra = ("parameters",) if section == "driver" else ()
                 fault(key, _unknown("key", section, name, (*checks, *extra)))
@@ -246,16 +247,16 @@ class _Reading:
             return
         seen: set[str] = set()
         for name, parameters in value.items():
-            key = f"{_PARAMETERS}.{name}"
             module = naming.module_name(name)
             try:
-                values.modules([name])
+                values.module(name)
                 if module in seen:
                     raise ValueError(f"expected each module once, found '{name}' again")
                 seen.add(module)
                 self.parameters[module] = values.module_parameters(parameters)
             except ValueError as error:
-                fault(key, str(error))
+                for sentence in error.args:
+                    fault(f"{_PARAMETERS}.{name}", sentence)
 
     def across(self) -> None:
         """Find what only shows once all fragments are read."""

@@ -175,11 +175,6 @@ def _report(report: Report | None) -> Document | None:
     }
 
 
-def plan_document(plan: Plan) -> Document:
-    """A plan alone, for the dry run."""
-    return _plan(plan) or {}
-
-
 def _progress(progress: Progress | None) -> Document | None:
     if progress is None:
         return None

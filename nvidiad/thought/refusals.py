@@ -22,12 +22,17 @@ _LONGEST = 240
 _WORDS: tuple[tuple[str, Code], ...] = (
     (r"invalid reference format|invalid tag format|repository name must be lowercase", Code.CONFIG_INVALID),
     (r"no space left on device|disk quota exceeded", Code.DISK_FULL),
+    # The engine's own parts lose each other when it is stopped or restarted.
+    (
+        r"send write: EOF|error reading from server|containerd\.sock|context canceled",
+        Code.ENGINE_LOST,
+    ),
     (r"read-only file system", Code.READ_ONLY),
     (
         (
             r"verification failed for digest|unexpected commit digest|failed size validation|digest mismatch"
             r"|content digest .* not found|unknown blob|could not fetch content descriptor|blob unknown"
-            r"|gzip: invalid|invalid tar header|invalid checksum|zstd.*corrupt|flate: corrupt|size validation"
+            r"|gzip: invalid|invalid tar header|invalid checksum|zstd.*corrupt|flate: corrupt"
         ),
         Code.IMAGE_CORRUPT,
     ),
@@ -62,7 +67,10 @@ _WORDS: tuple[tuple[str, Code], ...] = (
         ),
         Code.REGISTRY_UNREACHABLE,
     ),
-    (r"TLS handshake timeout|Client\.Timeout exceeded|context deadline exceeded|timeout awaiting response", Code.REGISTRY_STALLED),
+    (
+        r"TLS handshake timeout|Client\.Timeout exceeded|context deadline exceeded|timeout awaiting response",
+        Code.REGISTRY_STALLED,
+    ),
     (r"unexpected EOF|: EOF|broken pipe|server closed", Code.REGISTRY_UNREACHABLE),
     (r"\b50[0234]\b|Internal Server Error|Bad Gateway|Service Unavailable", Code.REGISTRY_UNREACHABLE),
 )
@@ -94,8 +102,8 @@ _MEANING: dict[Code, tuple[str, str]] = {
         "push an image in the Docker v2 or OCI format under this tag",
     ),
     Code.REGISTRY_TLS: (
-        "the container engine does not trust registry '{registry}' of '{reference}'",
-        "put the authority's certificate into /etc/docker/certs.d/{registry}/ca.crt",
+        "the container engine gets no trusted connection to registry '{registry}' of '{reference}'",
+        "put its authority into /etc/docker/certs.d/{registry}/ca.crt, or renew the registry's certificate",
     ),
     Code.REGISTRY_AUTH: (
         "registry '{registry}' refuses access to '{reference}'",
@@ -107,15 +115,16 @@ _MEANING: dict[Code, tuple[str, str]] = {
     ),
     Code.REGISTRY_UNREACHABLE: (
         "registry '{registry}' of '{reference}' cannot be reached",
-        "check the network, the name and the registry; nvidiad tries again by itself",
+        f"check the network, the name and the registry; {_AGAIN}",
     ),
     Code.REGISTRY_STALLED: (
         "registry '{registry}' of '{reference}' does not answer",
-        "check the registry and the network to it; nvidiad tries again by itself",
+        f"check the registry and the network to it; {_AGAIN}",
     ),
+    Code.ENGINE_LOST: ("the container engine went away while it worked on '{reference}'", _JOURNAL),
     Code.PULL_FAILED: (
         "the container engine could not pull '{reference}'",
-        "look into the engine's journal: journalctl -u docker; nvidiad tries again by itself",
+        _JOURNAL,
     ),
 }
 _STAYS = frozenset({Code.CONFIG_INVALID, Code.IMAGE_FOREIGN})
@@ -152,6 +161,9 @@ def _registry(reference: str) -> str:
 def shorten(text: str) -> str:
     """An engine's words without the wrapping that every layer of it adds."""
     line = clean(text)
+    line = re.sub(
+        r'^failed to resolve reference "[^"]*": |unexpected status from \w+ request to \S+: ', "", line
+    )
     line = re.sub(r"^Error response from daemon: |^error pulling image configuration: ", "", line)
     line = re.sub(r'^.*?(Get|Head|Post) "?https?://[^"\s]*"?: ', "", line)
     line = re.sub(r"https?://\S*\?\S+", "(URL)", line)  # query strings may carry tokens
@@ -263,11 +275,6 @@ def root_cause(error: BaseException) -> str:
         if isinstance(item, BaseException):
             seen += [part for part in (*item.args, item.__context__) if isinstance(part, BaseException)]
     return shorten(str(error))
-
-
-def lost(reference: str, why: str) -> Failure:
-    sentence = f"the container engine went away while it worked on '{reference}' ({why})"
-    return Transient(Code.ENGINE_LOST, sentence, _JOURNAL)
 
 
 def stalled(layers: Layers, seconds: float, reference: str) -> Failure:

@@ -7,7 +7,7 @@ from __future__ import annotations
 # are imported where they are needed, or not at all.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from nvidiad.nouns.model import Status
 
@@ -114,10 +114,9 @@ def text(document: Document, *, now: float, colour: bool) -> str:
         *_waiting_rows(document, now),
         *_todo_rows(document, _painter("1", on=colour)),
     ]
-    width = max((len(key) for key, _ in rows), default=0) + 4
     previous = ""
     for key, value in rows:
-        lines.append(f"{'' if key == previous else key + ':':>{width}} {value}")
+        lines.append(f"{'' if key == previous else key + ':':>14} {value}")
         previous = key
     return "\n".join(lines) + "\n"
 
@@ -178,19 +177,20 @@ def _marks(tree: Document) -> list[str]:
 def _update_rows(document: Document) -> Rows:
     update = _object(document.get("update"))
     version = _text(update.get("version"))
+    doing = _text(update.get("operation")).removeprefix("UPDATE_STATUS_").replace("_", " ").lower()
     if not update:
         return []
     if not version or version in ("0.0.0", _text(_object(document.get("os")).get("version"))):
-        return [("Next OS", f"none ({_text(update.get('operation'))})")]
+        return [("Next OS", f"none ({doing})")]
     trees = _objects(_object(document.get("driver")).get("installed"))
     staged = [_text(tree.get("path")) for tree in trees if tree.get("staged") is True]
     where = f"driver on disk: {', '.join(staged)}" if staged else "its driver is not on disk yet"
-    return [("Next OS", f"{version} ({_text(update.get('operation'))}), {where}")]
+    return [("Next OS", f"{version} ({doing}), {where}")]
 
 
 def _unit_rows(document: Document, now: float) -> Rows:
     rows: Rows = []
-    held_back = document.get("phase") not in USABLE
+    held_back = _text(document.get("phase")) not in USABLE
     for unit in _objects(document.get("units")):
         since = _number(unit.get("since"))
         state = _text(unit.get("active"))
@@ -241,21 +241,6 @@ def _todo_rows(document: Document, bold: Callable[[str], str]) -> Rows:
     return rows + [("Warning", warning) for warning in _texts(document.get("warnings"))]
 
 
-def plan_text(plan: Document) -> str:
-    """A plan for a person."""
-    lines = [f"Plan: {_text(plan.get('reason'))}"]
-    steps = _objects(plan.get("steps"))
-    lines += [f"  {number}. {_text(step.get('description'))}" for number, step in enumerate(steps, 1)]
-    problem = _object(plan.get("problem"))
-    if problem:
-        lines.append(f"  {_text(problem.get('sentence'))} [{_text(problem.get('code'))}]")
-        lines += [f"  To do: {_text(problem.get('remedy'))}"] if problem.get("remedy") else []
-    wait = _number(plan.get("wait"))
-    if wait:
-        lines.append(f"  Due in {span(wait)}.")
-    return "\n".join(lines) + "\n"
-
-
 def status_line(status: Status) -> str:
     """For sd_notify's STATUS=: one line, for a newline would begin another assignment."""
     line = clean(f"{status.phase}: {status.summary}")
@@ -270,19 +255,3 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))] if cells else []
     lines = (" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "".join(line.rstrip() + "\n" for line in lines)
-
-
-def tree_rows(document: Mapping[str, object]) -> list[tuple[str, ...]]:
-    """The rows of `nvidiad list`, under TREE_HEADER."""
-    trees = _objects(_object(document.get("driver")).get("installed"))
-    return [
-        (
-            *(_text(tree.get(key)) for key in ("driver", "os", "kernel", "product", "flavour")),
-            ",".join(_marks(tree)[:-1]),
-            _text(tree.get("path")),
-        )
-        for tree in trees
-    ]
-
-
-TREE_HEADER = ("DRIVER", "OS", "KERNEL", "PRODUCT", "FLAVOUR", "MARKS", "PATH")

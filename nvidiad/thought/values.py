@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of configured values: each gives the value as settings have it, or raises a ValueError that says
-what was expected and what was found.
+"""Checks of configured values: each gives the value as settings have it, or raises a ValueError of one
+sentence or more that say what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -54,16 +54,26 @@ def _string(value: object, what: str) -> str:
     raise _expected(what, value, hint)
 
 
-def _strings(value: object, what: str) -> tuple[str, ...]:
+def _strings(value: object, what: str, item: Callable[[str], object]) -> tuple[str, ...]:
+    """An array of strings; the ValueError has a sentence for each that `item` does not take."""
     if not isinstance(value, list):
         hint = f"write ['{value}']" if isinstance(value, str) and _PLAIN.fullmatch(value) else ""
         raise _expected(what, value, hint)
-    for item in value:
-        if not isinstance(item, str):
-            raise _expected(what, item)
-    if twice := [item for item in value if value.count(item) > 1]:
-        raise ValueError(f"expected each entry once, found {_found(twice[0])} again")
-    return tuple(value)
+    taken: list[str] = []
+    faults: list[str] = []
+    for one in value:
+        try:
+            if not isinstance(one, str):
+                raise _expected(what, one)
+            item(one)
+            if one in taken:
+                raise ValueError(f"expected each entry once, found {_found(one)} again")
+            taken.append(one)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError(*faults)
+    return tuple(taken)
 
 
 def version(value: object) -> str:
@@ -85,13 +95,16 @@ def product(value: object) -> str:
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,55}", re.ASCII)
 
 
+_MODULES = "an array of module names such as ['nvidia', 'nvidia-uvm']"
+
+
+def module(name: str) -> None:
+    if not _MODULE.fullmatch(name):
+        raise _expected(_MODULES, name, "no path and no '.ko'" if "." in name or "/" in name else "")
+
+
 def modules(value: object) -> tuple[str, ...]:
-    what = "an array of module names such as ['nvidia', 'nvidia-uvm']"
-    names = _strings(value, what)
-    for name in names:
-        if not _MODULE.fullmatch(name):
-            raise _expected(what, name, "no path and no '.ko'" if "." in name or "/" in name else "")
-    return names
+    return _strings(value, _MODULES, module)
 
 
 def some_modules(value: object) -> tuple[str, ...]:
@@ -105,11 +118,12 @@ _PARAMETER = re.compile(r"[A-Za-z0-9_-]+(=[^\x00-\x1f\x7f]*)?", re.ASCII)
 
 def module_parameters(value: object) -> tuple[str, ...]:
     what = "an array of parameters such as ['NVreg_ModifyDeviceFiles=0']"
-    parameters = _strings(value, what)
-    for parameter in parameters:
+
+    def check(parameter: str) -> None:
         if not _PARAMETER.fullmatch(parameter):
             raise _expected(what, parameter)
-    return parameters
+
+    return _strings(value, what, check)
 
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", re.ASCII)
@@ -230,18 +244,20 @@ _NEEDED = (
 )
 
 
+_UNITS = "an array of unit names such as ['kubelet.service']"
+
+
+def _gate(name: str) -> None:
+    stem, _, kind = name.rpartition(".")
+    if not _UNIT.fullmatch(name) or not stem or kind not in _KINDS[:-2]:
+        plain = _UNIT.fullmatch(name) and kind not in _KINDS
+        raise _expected(_UNITS, name, f"did you mean '{name}.service'?" if plain else "")
+    if stem.endswith("@"):
+        raise _expected(_UNITS, name, "a template: name its instances")
+    if name in _OWN or name in _NEEDED:
+        why = "brings it" if name in _OWN else "nvidiad needs"
+        raise ValueError(f"expected units that wait for the driver, found '{name}', which {why}")
+
+
 def gated(value: object) -> tuple[str, ...]:
-    what = "an array of unit names such as ['kubelet.service']"
-    names = _strings(value, what)
-    for name in names:
-        stem, _, kind = name.rpartition(".")
-        if not _UNIT.fullmatch(name) or not stem or kind not in _KINDS[:-2]:
-            plain = _UNIT.fullmatch(name) and kind not in _KINDS
-            raise _expected(what, name, f"did you mean '{name}.service'?" if plain else "")
-        if stem.endswith("@"):
-            raise _expected(what, name, "a template: name its instances")
-        if name in _OWN:
-            raise ValueError(f"expected units that wait for the driver, found '{name}', which brings it")
-        if name in _NEEDED:
-            raise ValueError(f"expected units that wait for the driver, found '{name}', which nvidiad needs")
-    return names
+    return _strings(value, _UNITS, _gate)

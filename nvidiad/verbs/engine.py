@@ -16,7 +16,6 @@ from nvidiad.nouns.model import (
     LoadModule,
     MakeNodes,
     MountOverlay,
-    Problem,
     PullImage,
     RefreshLinkerCache,
     ReloadUnit,
@@ -29,19 +28,15 @@ from nvidiad.nouns.model import (
     UnloadModule,
     UnmountOverlay,
     WriteGates,
+    problem_of,
     step_name,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import Plan, Progress, Step
+    from nvidiad.nouns.model import Build, Plan, Progress, Step
     from nvidiad.verbs.ports import DriverPorts, Log, Ports
-
-
-def problem_of(failure: Failure) -> Problem:
-    """A failure as data."""
-    return Problem(failure.code, failure.sentence, failure.remedy, failure.retry)
 
 
 class DriverEngine:
@@ -188,7 +183,18 @@ class Engine(DriverEngine):
         tree = str(naming.tree_path(PurePosixPath(trees.root), step.build))
         try:
             trees.verify(tree, step.build)
+            self._check_kernel(tree, step.build)
         except Failure:
             # It was not there before this step: nothing that works is lost with it.
             trees.remove(tree)
             raise
+
+    def _check_kernel(self, tree: str, build: Build) -> None:
+        """An image may say that it fits and hold modules that do not."""
+        for module in self.driver.modules.read(tree, build.kernel):
+            if module.kernel != build.kernel:
+                raise Permanent(
+                    Code.VERMAGIC_MISMATCH,
+                    f"'{module.path}' has vermagic '{module.vermagic}', the image says kernel '{build.kernel}'",
+                    "Publish an image that is built for this kernel.",
+                )

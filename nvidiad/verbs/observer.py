@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import DriverFacts, HostFacts
+from nvidiad.nouns.errors import Failure
+from nvidiad.nouns.model import DriverFacts, HostFacts, ModuleFile, problem_of
 from nvidiad.thought import activation, planner
 
 if TYPE_CHECKING:
@@ -42,9 +43,16 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
         return facts
     # The rest can only be looked at where the wanted tree is.
 
+    problem: Problem | None = None
+    modules: tuple[ModuleFile, ...] = ()
+    try:
+        modules = ports.modules.read(tree.path, kernel)
+    except Failure as failure:
+        problem = problem_of(failure)
     return replace(
         facts,
-        wanted_modules=ports.modules.read(tree.path, kernel),
+        wanted_modules=modules,
+        tree_problem=problem,
         linker=ports.linker.facts(activation.linker_directory(exposure, settings), tree.libraries),
     )
 

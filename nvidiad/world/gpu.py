@@ -74,7 +74,7 @@ class Monitor:
             self._monitor = _open(self.source)
         except (ImportError, OSError) as error:
             raise Permanent(
-                Code.INTERNAL, f"cannot listen to device events: {error}", "install libudev.so.1"
+                Code.INTERNAL, f"cannot listen to device events: {error}", "Install pyudev and libudev.so.1."
             ) from error
 
     def fileno(self) -> int:

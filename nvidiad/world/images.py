@@ -1,35 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: the container engine behind its socket, with a limit on every wait.
+"""Images: what is asked of the container engine, and what it is asked to run.
 
 The SDK's own pull hides errors of the event stream (and then hands out an older image of the same tag) and
-knows no time limit, so the stream is read here.  `import docker` is more than half of this program's import
-bill and stays inside the functions that talk to the engine.
+knows no time limit, so the events are read here.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import threading
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nvidiad.nouns.errors import Code
+from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Progress
 from nvidiad.thought import pull as pulling
 from nvidiad.thought import refusals
+from nvidiad.world.dockerd import Dockerd, Expired, Silent, Timeouts, said
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    import requests
-    from docker.errors import APIError
-
     from docker import APIClient
+
+__all__ = ["DockerImages", "Timeouts"]
 
 ROOT = "/opt"
 """The install root that an image's installer takes by itself."""
@@ -38,24 +35,12 @@ _LAST_LINES = 20
 _REMOVAL = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds: to connect to the engine, of silence, and for one pull or one installation."""
-
-    connect: float = 10
-    stall: float = 60
-    total: float = 1800
-
-
 class DockerImages:
     """The port `Images` over Docker Engine's API; every operation opens a connection of its own."""
 
     def __init__(self, socket: str, auth_file: Path | None, timeouts: Timeouts | None = None) -> None:
-        self._socket = socket.removeprefix("unix://")
+        self._engine = Dockerd(socket, timeouts or Timeouts())
         self._auth_file = auth_file
-        self._timeouts = timeouts or Timeouts()
-        self._live: list[_Stream] = []
-        self._interrupted = False
 
     def resolve(self, reference: str) -> str:
         """The digest that a reference names in its registry now."""
@@ -65,11 +50,11 @@ class DockerImages:
         import requests
 
         auth = self._credentials(name.registry)
-        with self._talk(reference) as api:
+        with self._engine.talk(reference) as api:
             try:
                 answer = api.inspect_distribution(reference, auth_config=auth or {})  # type: ignore[no-untyped-call]
             except requests.ReadTimeout:
-                raise refusals.stalled({}, self._timeouts.stall, reference) from None
+                raise self._silence(api, {}, reference) from None
         digest = answer.get("Descriptor", {}).get("digest")
         if not isinstance(digest, str) or not pulling.DIGEST.fullmatch(digest):
             raise refusals.failure(Code.PULL_FAILED, reference, "the engine named no digest")
@@ -79,7 +64,7 @@ class DockerImages:
         """Fetch this content by its digest: by tag, a failed pull would leave an older image to be found."""
         name = pulling.parse_reference(reference)
         auth = self._credentials(name.registry)
-        with self._talk(reference) as api:
+        with self._engine.talk(reference) as api:
             if _image(api, name.pinned(digest)) is not None:
                 tell(Progress("pull-image", "already pulled"))
                 return
@@ -91,7 +76,7 @@ class DockerImages:
 
     def labels(self, reference: str, digest: str) -> dict[str, str]:
         """The labels of a pulled image."""
-        with self._talk(reference) as api:
+        with self._engine.talk(reference) as api:
             image = _image(api, pulling.parse_reference(reference).pinned(digest))
         if image is None:
             raise refusals.gone(reference)
@@ -103,23 +88,21 @@ class DockerImages:
         environment = [] if str(root) == ROOT else [f"NVIDIAD_ROOT={root}"]
         # The name is the lock: whoever is killed here leaves a container that the next one finds by it.
         name = f"nvidiad-install-{digest.removeprefix('sha256:')[:12]}"
-        with self._talk(reference) as api:
+        with self._engine.talk(reference) as api:
             running = self._adopt(api, name, environment)
             container = running or self._create(api, name, pinned, environment, reference)
             lines: deque[str] = deque(maxlen=_LAST_LINES)
             try:
                 status = self._follow(api, container, bool(running), reference, lines, tell)
             finally:
-                if not self._interrupted:
+                if not self._engine.interrupted:
                     _remove(api, container)
         if status != 0:
             raise refusals.exit_failure(status, list(lines), reference)
 
     def interrupt(self) -> None:
         """End another thread's wait for good: a pull is cancelled, an installer is left to be adopted."""
-        self._interrupted = True
-        for stream in tuple(self._live):
-            stream.cut()
+        self._engine.interrupt()
 
     # -- pulling -----------------------------------------------------------------------------------
 
@@ -134,14 +117,14 @@ class DockerImages:
     ) -> None:
         from docker.auth import encode_header
 
-        limits = self._timeouts
+        limits = self._engine.timeouts
         # The digest goes where a tag would: with nothing there an engine pulls all tags of the repository.
         params: dict[str, str | int] = {"fromImage": repository, "tag": digest}
         headers = {"X-Registry-Auth": encode_header(auth).decode()} if auth else {}
         layers: pulling.Layers = {}
         changed, told = time.monotonic(), -math.inf
         try:
-            with self._stream(api, "/images/create", params, headers, silence=limits.stall) as stream:
+            with self._engine.stream(api, "/images/create", params, headers, silence=limits.stall) as stream:
                 for event in stream.events():
                     error = pulling.event_error(event)
                     if error is not None:
@@ -152,14 +135,21 @@ class DockerImages:
                         layers, changed = after, now
                     elif now - changed > limits.stall:
                         raise refusals.stalled(layers, limits.stall, reference)
-                    if now - told >= _TELL_EVERY:
+                    if layers and now - told >= _TELL_EVERY:
                         tell(pulling.progress(layers))
                         told = now
-        except _Expired:
+        except Expired:
             raise refusals.overdue(reference, limits.total) from None
-        except _Silent:
-            raise refusals.stalled(layers, limits.stall, reference) from None
-        tell(pulling.progress(layers))
+        except Silent:
+            raise self._silence(api, layers, reference) from None
+        tell(replace(pulling.progress(layers), detail=f"{len(layers)} layers"))
+
+    def _silence(self, api: APIClient, layers: pulling.Layers, reference: str) -> Failure:
+        """Whose it is: an engine that still answers has been waiting for the registry, or for its disk."""
+        seconds = self._engine.timeouts.stall
+        if not self._engine.answers(api):
+            return refusals.failure(Code.ENGINE_LOST, reference, f"silent for {seconds:g} s")
+        return refusals.stalled(layers, seconds, reference)
 
     # -- installing --------------------------------------------------------------------------------
 
@@ -188,7 +178,7 @@ class DockerImages:
         except docker.errors.ImageNotFound:
             raise refusals.gone(reference) from None
         except docker.errors.APIError as error:
-            raise refusals.start_failure(_said(error), reference) from None
+            raise refusals.start_failure(said(error), reference) from None
         return str(made["Id"])
 
     def _follow(
@@ -203,14 +193,16 @@ class DockerImages:
         """Start the container unless it is running, show what it prints, and return its exit status."""
         import docker
 
-        limit = self._timeouts.total
+        limit = self._engine.timeouts.total
         outcome: dict[str, str | int] = {"condition": "removed"}
         streams: dict[str, str | int] = {"stream": 1, "stdout": 1, "stderr": 1, "logs": int(running)}
         try:
             # Both before the start, as `docker run` does it: soon after, the container may be removed.
             with (
-                self._stream(api, f"/containers/{container}/wait", outcome, {}, silence=limit) as end,
-                self._stream(api, f"/containers/{container}/attach", streams, {}, silence=limit) as output,
+                self._engine.stream(api, f"/containers/{container}/wait", outcome, {}, silence=limit) as end,
+                self._engine.stream(
+                    api, f"/containers/{container}/attach", streams, {}, silence=limit
+                ) as output,
             ):
                 if not running:
                     api.start(container)
@@ -219,92 +211,9 @@ class DockerImages:
                     tell(Progress("install-tree", line))
                 return end.exit_status()
         except docker.errors.APIError as error:
-            raise refusals.start_failure(_said(error), reference) from None
-        except (_Expired, _Silent):
+            raise refusals.start_failure(said(error), reference) from None
+        except (Expired, Silent):
             raise refusals.endless(reference, limit) from None
-
-    # -- the engine --------------------------------------------------------------------------------
-
-    @contextmanager
-    def _talk(self, reference: str) -> Iterator[APIClient]:
-        """A client of the engine; whatever the engine says or fails to say within becomes a failure."""
-        import requests
-        import urllib3
-
-        import docker
-
-        lost = (requests.RequestException, urllib3.exceptions.HTTPError)
-        with ExitStack() as clients:
-            try:
-                api = clients.enter_context(self._client(refusals.dotted(refusals.NEWEST)))
-                version = refusals.agree(api.version(api_version=False))
-                if version != api.api_version:
-                    api = clients.enter_context(self._client(version))
-            except (*lost, docker.errors.DockerException, ValueError) as error:
-                raise refusals.unreachable(self._socket, refusals.root_cause(error)) from None
-            try:
-                yield api
-            except docker.errors.APIError as error:
-                raise refusals.classify(error.status_code, _said(error), reference) from None
-            except lost as error:
-                raise refusals.lost(reference, refusals.root_cause(error)) from None
-
-    def _client(self, version: str) -> APIClient:
-        import docker
-
-        client = docker.APIClient(f"unix://{self._socket}", version, math.ceil(self._timeouts.stall))
-        client.trust_env = False  # a proxy or a .netrc is nothing for a socket on this host
-        return client
-
-    @contextmanager
-    def _stream(
-        self,
-        api: APIClient,
-        path: str,
-        params: dict[str, str | int],
-        headers: dict[str, str],
-        *,
-        silence: float,
-    ) -> Iterator[_Stream]:
-        """An answer read as it comes, within the total limit and with no pause longer than `silence`."""
-        import requests
-        import urllib3
-
-        import docker
-
-        limits = self._timeouts
-        url = f"{api.base_url}/v{api.api_version}{path}"
-        timeout = (limits.connect, min(silence, limits.total))
-        begun = time.monotonic()
-        stream: _Stream | None = None
-        try:
-            response = api.post(url, params=params, headers=headers, stream=True, timeout=timeout)
-            try:
-                response.raise_for_status()
-            except requests.HTTPError as error:
-                docker.errors.create_api_error_from_http_exception(error)
-            stream = _Stream(response, begun + limits.total - time.monotonic())
-            self._live.append(stream)
-            if self._interrupted:
-                stream.cut()
-            yield stream
-            self._check(stream)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            self._check(stream)
-            if _is_silence(error):
-                raise _Silent from None
-            raise
-        finally:
-            if stream is not None:
-                self._live.remove(stream)
-                stream.close()
-
-    def _check(self, stream: _Stream | None) -> None:
-        """A cut connection looks like a lost engine: say whose doing it was."""
-        if self._interrupted:
-            raise refusals.interrupted()
-        if stream is not None and stream.expired:
-            raise _Expired
 
     def _credentials(self, registry: str) -> dict[str, str] | None:
         if self._auth_file is None:
@@ -316,54 +225,6 @@ class DockerImages:
         except (OSError, UnicodeDecodeError) as error:
             raise pulling.bad_file(str(self._auth_file), str(error)) from None
         return pulling.credentials(text, str(self._auth_file), registry)
-
-
-class _Expired(Exception):
-    """The total limit has passed."""
-
-
-class _Silent(Exception):
-    """Nothing has come for the limit of silence."""
-
-
-class _Stream:
-    """An open answer of the engine's, which a timer or another thread can cut."""
-
-    def __init__(self, response: requests.Response, seconds: float) -> None:
-        self._response = response
-        self.expired = False
-        self._timer = threading.Timer(max(0.0, seconds), self._expire)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def events(self) -> Iterator[dict[str, object]]:
-        """The JSON objects of the answer, one a line."""
-        for line in self._response.iter_lines():
-            with suppress(ValueError):  # half a line: what comes after it says why
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    yield event
-
-    def lines(self) -> Iterator[str]:
-        """What a container prints."""
-        return pulling.printed(self._response.raw.read)
-
-    def exit_status(self) -> int:
-        """What the engine says of a container that has ended."""
-        return int(self._response.json()["StatusCode"])
-
-    def cut(self) -> None:
-        # It may be at its end already, which is as good.
-        with suppress(ValueError, RuntimeError, OSError):
-            self._response.raw.shutdown()
-
-    def close(self) -> None:
-        self._timer.cancel()
-        self._response.close()
-
-    def _expire(self) -> None:
-        self.expired = True
-        self.cut()
 
 
 def _image(api: APIClient, pinned: str) -> dict[str, Any] | None:
@@ -390,15 +251,3 @@ def _remove(api: APIClient, container: str) -> None:
         # "removal is already in progress": its name is free when that has ended.
         with suppress(requests.RequestException):
             api.wait(container, timeout=_REMOVAL, condition="removed")
-
-
-def _said(error: APIError) -> str:
-    return str(error.explanation or error)
-
-
-def _is_silence(error: BaseException) -> bool:
-    import requests
-    import urllib3
-
-    kinds = (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
-    return isinstance(error, kinds) or any(isinstance(part, kinds) for part in error.args)

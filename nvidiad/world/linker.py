@@ -54,7 +54,7 @@ class Linker:
             argv,
             timeout=TIMEOUT,
             code=Code.EXPOSURE_FAILED,
-            remedy="run 'ldconfig -v' and see what it minds",
+            remedy="Run 'ldconfig -v' and see what it minds.",
         )
 
     def _names(self, directory: str) -> frozenset[str]:

@@ -24,6 +24,8 @@ HOST_TIMEOUT = 120.0
 # Modules of the kernel itself whose names begin like the driver's.
 NOT_OURS = frozenset({"nvidia_wmi_ec_backlight"})
 COMPRESSED = (".ko.xz", ".ko.zst", ".ko.gz")
+# How a signed module ends (kernel: scripts/sign-file.c).
+SIGNATURE = b"~Module signature appended~\n"
 FIRMWARE_PATH = "sys/module/firmware_class/parameters/path"
 
 
@@ -85,7 +87,7 @@ class Modules:
                 raise Permanent(
                     Code.TREE_INVALID,
                     f"'{path}' is compressed: nvidiad loads modules by path, uncompressed",
-                    "build the image with uncompressed modules",
+                    "Build the image with uncompressed modules.",
                 )
             if path.suffix == ".ko":
                 found.append(_read_module(path))
@@ -130,9 +132,9 @@ class Modules:
             raise Transient(
                 Code.MODULE_IN_USE,
                 f"module '{name}' is in use by {', '.join(who) or 'something that opened no device'}",
-                "stop what uses the GPU, or reboot",
+                "Stop what uses the GPU, or reboot.",
             )
-        raise Transient(Code.COMMAND_FAILED, process.failed(finished), "see the kernel log, or reboot")
+        raise Transient(Code.COMMAND_FAILED, process.failed(finished), "See the kernel log, or reboot.")
 
     # -- firmware
 
@@ -155,7 +157,7 @@ class Modules:
             raise Permanent(
                 Code.EXPOSURE_FAILED,
                 f"cannot write '{path}' to '{target}': {error.strerror}",
-                "the kernel must have CONFIG_FW_LOADER and take paths of fewer than 256 bytes",
+                "The kernel must have CONFIG_FW_LOADER; it takes paths of fewer than 256 bytes.",
             ) from error
 
     # -- within
@@ -175,7 +177,7 @@ class Modules:
         said = f"{finished.err} {words}"
         code, sentence, remedy, failure = _meaning(module, kernel, said)
         if code is Code.LOCKDOWN and self._read("proc/sys/kernel/modules_disabled") == "1":
-            sentence, remedy = "the kernel takes no more modules (kernel.modules_disabled)", "reboot"
+            sentence, remedy = "the kernel takes no more modules (kernel.modules_disabled)", "Reboot."
         tail = f"the kernel says: {words}" if words else f"insmod says: {finished.said}"
         return failure(code, f"module '{module.name}' was not loaded: {sentence}; {tail}", remedy)
 
@@ -185,13 +187,15 @@ def _read_module(path: Path) -> ModuleFile:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             section = parse.elf_section(lambda offset, size: os.pread(descriptor, size, offset), ".modinfo")
+            end = os.fstat(descriptor).st_size
+            signed = os.pread(descriptor, len(SIGNATURE), max(0, end - len(SIGNATURE))) == SIGNATURE
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
         raise Permanent(
             Code.TREE_INVALID,
             f"'{path}' cannot be read as a kernel module: {error}",
-            "install the image again",
+            "Install the image again.",
         ) from error
     info = parse.modinfo(section or b"")
 
@@ -202,7 +206,7 @@ def _read_module(path: Path) -> ModuleFile:
         raise Permanent(
             Code.TREE_INVALID,
             f"'{path}' is not a kernel module: it has no vermagic",
-            "install the image again",
+            "Install the image again.",
         )
     return ModuleFile(
         name=first("name") or naming.module_name(path.name),
@@ -210,6 +214,7 @@ def _read_module(path: Path) -> ModuleFile:
         version=first("version"),
         vermagic=first("vermagic"),
         depends=tuple(name for name in first("depends").split(",") if name),
+        signed=signed,
     )
 
 
@@ -224,43 +229,43 @@ def _meaning(module: ModuleFile, kernel: str, said: str) -> tuple[Code, str, str
             return (
                 Code.VERMAGIC_MISMATCH,
                 f"it was built for '{module.vermagic}', this is '{kernel}'",
-                "an image for this kernel is needed",
+                "An image for this kernel is needed.",
                 Permanent,
             )
         return (
             Code.MODULE_REFUSED,
             "it does not fit this kernel",
-            "an image for this kernel is needed",
+            "An image for this kernel is needed.",
             Permanent,
         )
     if "Unknown symbol" in said:
         return (
             Code.SYMBOL_UNKNOWN,
             "a module that it needs is not loaded, or it is for another kernel",
-            "add the module to driver.host-modules, or use an image for this kernel",
+            "Add the module to driver.host-modules, or use an image for this kernel.",
             Permanent,
         )
     if "Key was rejected" in said or "Required key not available" in said:
         return (
             Code.MODULE_REJECTED,
             "the kernel loads only modules signed with a key it knows",
-            "enrol the key the image was signed with, or let the kernel load unsigned modules",
+            "Enrol the key that signed the modules, or let the kernel load unsigned ones.",
             Permanent,
         )
     if "Operation not permitted" in said:
         return (
             Code.LOCKDOWN,
             "the kernel is locked down",
-            "turn off Secure Boot, or use signed modules of a key the kernel knows",
+            "Turn off Secure Boot, or use modules signed with a key that the kernel knows.",
             Permanent,
         )
     if "No such device" in said:
         return (
             Code.GPU_REFUSED,
             "it found no GPU that it can drive",
-            "see whether another driver has the GPU, and whether this driver knows it",
+            "See whether another driver has the GPU, and whether this driver knows it.",
             Transient,
         )
     if "No such file or directory" in said:
-        return Code.TREE_INVALID, f"'{module.path}' is not there", "install the image again", Permanent
-    return Code.MODULE_REFUSED, "the module refused", "see the kernel log", Transient
+        return Code.TREE_INVALID, f"'{module.path}' is not there", "Install the image again.", Permanent
+    return Code.MODULE_REFUSED, "the module refused", "See the kernel log.", Transient

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import MountFacts
 from nvidiad.thought import parse
-from nvidiad.world import process
+from nvidiad.world import kernel_log, process
 
 if TYPE_CHECKING:
     from nvidiad.world.process import Finished
@@ -22,7 +22,7 @@ TIMEOUT = 60.0
 STACK_AT_MOST = 8
 # Characters that mean something in the options of an overlay mount.
 SPECIAL = frozenset(":,\\\n\0")
-REMEDY = "look at 'dmesg' and /proc/self/mountinfo; exposure = \"ldconfig\" needs no mount"
+REMEDY = "Look at 'dmesg' and /proc/self/mountinfo; install.exposure = \"ldconfig\" needs no mount."
 
 
 class Mounts:
@@ -50,7 +50,7 @@ class Mounts:
                 raise Permanent(
                     Code.EXPOSURE_FAILED,
                     f"'{path}' cannot be part of an overlay: it must be absolute, without ':', ',' and '\\'",
-                    "choose another install root",
+                    "Choose another install.root.",
                 )
         there = self._ours(self._table(), self._canonical(target))
         if there is not None:
@@ -59,9 +59,13 @@ class Mounts:
             # A second overlay on top would have the old driver's libraries below the new one's.
             self.unmount(target)
         options = f"ro,lowerdir={lower}:{target}"
-        finished = process.run(["mount", "-t", "overlay", SOURCE, "-o", options, target], timeout=TIMEOUT)
-        if finished.returncode != 0:
-            raise _failure(finished)
+        # mount's own words for every fault are "wrong fs type, bad option, bad superblock"
+        with kernel_log.since_now(self.root) as news:
+            finished = process.run(
+                ["mount", "-t", "overlay", SOURCE, "-o", options, target], timeout=TIMEOUT
+            )
+            if finished.returncode != 0:
+                raise _failure(finished, news.about("overlay"))
 
     def unmount(self, target: str) -> None:
         """Take our overlay off `target`; nothing when there is none, and never anything else."""
@@ -83,7 +87,7 @@ class Mounts:
             return parse.mountinfo(path.read_text(encoding="utf-8", errors="surrogateescape"))
         except OSError as error:
             raise Transient(
-                Code.INTERNAL, f"cannot read '{path}': {error.strerror}", "mount /proc"
+                Code.INTERNAL, f"cannot read '{path}': {error.strerror}", "Mount /proc."
             ) from error
 
     def _ours(self, table: tuple[parse.Mount, ...], target: str) -> tuple[str, ...] | None:
@@ -111,5 +115,6 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _failure(finished: Finished) -> Failure:
-    return Transient(Code.EXPOSURE_FAILED, process.failed(finished), REMEDY)
+def _failure(finished: Finished, words: str = "") -> Failure:
+    said = f"; the kernel says: {words}" if words else ""
+    return Transient(Code.EXPOSURE_FAILED, process.failed(finished) + said, REMEDY)

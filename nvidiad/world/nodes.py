@@ -291,5 +291,5 @@ def _failure(verb: str, path: str, error: OSError) -> Failure:
     return Transient(
         Code.EXPOSURE_FAILED,
         f"cannot {verb} '{path}': {error.strerror}",
-        "nvidiad must run as root with /dev writable",
+        "nvidiad must run as root, with a /dev that can be written.",
     )

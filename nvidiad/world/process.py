@@ -70,7 +70,7 @@ def run(argv: Sequence[str], *, timeout: float, input: str | None = None) -> Fin
         raise Permanent(
             Code.COMMAND_FAILED,
             f"cannot start '{quoted(argv)}': {error.strerror}",
-            f"install '{argv[0]}' in one of {PATH}",
+            f"Install '{argv[0]}' in one of {PATH}.",
         ) from error
     try:
         out, err = child.communicate(input, timeout)
@@ -80,7 +80,7 @@ def run(argv: Sequence[str], *, timeout: float, input: str | None = None) -> Fin
             Code.COMMAND_FAILED,
             f"'{quoted(argv)}' did not end within {timeout:g} s"
             + ("" if gone else f", nor after SIGKILL: process {child.pid} waits in the kernel"),
-            "" if gone else "see the kernel log; only a reboot ends such a process",
+            "" if gone else "See the kernel log; only a reboot ends such a process.",
         ) from error
     except BaseException:
         _kill(child)

@@ -123,7 +123,7 @@ def test_later_fragments_override_keys_and_merge_tables() -> None:
         [
             (
                 "a",
-                '[driver]\nversion = "1"\nmodules = ["nvidia"]\nparameters = {nvidia = ["a=1"], x = ["b=1"]}',
+                '[driver]\nversion = "1"\nmodules = ["nvidia"]\nparameters = {nvidia = ["a=1"], x = ["b"]}',
             ),
             ("b", 'driver.version = "2"\nimage = { repository = "r/n" }\n'),
             ("c", "[driver]\nparameters = { nvidia = [] }\n[daemon]\npoll = 10\n"),
@@ -132,7 +132,7 @@ def test_later_fragments_override_keys_and_merge_tables() -> None:
     assert faults == ()
     assert settings.driver.version == "2"
     assert settings.driver.modules == ("nvidia",)
-    assert settings.driver.parameters == {"nvidia": (), "x": ("b=1",)}
+    assert settings.driver.parameters == {"nvidia": (), "x": ("b",)}
     assert settings.image.repository == "r/n"
     assert settings.daemon == Daemon(poll=10.0)
 
@@ -469,6 +469,18 @@ def test_all_faults_at_once_each_with_its_place() -> None:
     # what is not at fault is there
     assert settings.driver.version == "550.163.01"
     assert settings.install == Install(exposure=Exposure.OVERLAY)
+
+
+def test_each_entry_of_an_array_that_is_at_fault() -> None:
+    text = (
+        "[driver]\nmodules = ['a.ko', 'b', 'b', 3]\n"
+        "[driver.parameters]\nx = ['', 'a b']\n[units]\ngated = ['x', 'y']\n"
+    )
+    assert [sentence.split(":")[1:3] for sentence in sentences(text)] == [
+        *[["2", " driver.modules"]] * 3,
+        *[["4", " driver.parameters.x"]] * 2,
+        *[["6", " units.gated"]] * 2,
+    ]
 
 
 def test_one_required_key_without_the_other() -> None:

@@ -209,3 +209,23 @@ except Failure as failure:
     )
     assert out.startswith("exposure-failed | 'mount -t overlay nvidia -o ro,lowerdir=")
     assert "exited with 32: mount: " in out
+
+
+@needs_root
+@needs_overlay
+def test_overlay_too_deep_says_what_the_kernel_said(tmp_path: Path) -> None:
+    out = in_namespace(
+        """
+for depth in range(3):
+    options = f"ro,lowerdir={work}/one:{target}"
+    subprocess.run(["mount", "-t", "overlay", "other", "-o", options, target], capture_output=True)
+try:
+    mounts.overlay(f"{work}/two", target)
+except Failure as failure:
+    print(failure.code, "|", failure.sentence)
+""",
+        tmp_path,
+    )
+    assert out.startswith("exposure-failed | 'mount -t overlay")
+    if Path("/dev/kmsg").exists():
+        assert "the kernel says: overlay" in out
