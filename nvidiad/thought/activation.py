@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import (
-    Build,
+from nvidiad.nouns.model import Build, Exposure, Plan, Problem
+from nvidiad.nouns.steps import (
     CheckDriver,
     ConfigureLinker,
-    Exposure,
     LoadHostModules,
     LoadModule,
     MakeNodes,
     MountOverlay,
-    Plan,
-    Problem,
     RefreshLinkerCache,
     RemoveNodes,
     SelectTree,
@@ -28,7 +25,8 @@ from nvidiad.nouns.model import (
 from nvidiad.thought import parse
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import DriverFacts, MountFacts, Step, Tree
+    from nvidiad.nouns.model import DriverFacts, MountFacts, Tree
+    from nvidiad.nouns.steps import Step
     from nvidiad.thought.config import Settings
 
 LIBRARIES = "/usr/lib64"
@@ -142,9 +140,7 @@ def _missing(facts: DriverFacts, settings: Settings) -> Problem:
                 f"this host runs kernel '{build.kernel}' (product '{build.product}')",
                 "Remove the tree; nvidiad then fetches the image for this kernel.",
             )
-    return Problem(
-        Code.TREE_MISSING, f"there is no tree for '{build}' here", "Wait for the download."
-    )
+    return Problem(Code.TREE_MISSING, f"there is no tree for '{build}' here", "Wait for the download.")
 
 
 def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import step_name
+from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Memory, Plan, Problem, Progress, Report, Status, Step, Tree, UnitState
+    from nvidiad.nouns.model import Memory, Plan, Problem, Progress, Report, Status, Tree, UnitState
+    from nvidiad.nouns.steps import Step
 
 SCHEMA = 1
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Phase, step_name
+from nvidiad.nouns.model import Phase
+from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import (
-    InstallTree,
-    Phase,
-    Plan,
-    Problem,
-    PullImage,
-    ReloadUnit,
-    StartUnit,
-    Status,
-    WriteGates,
-)
+from nvidiad.nouns.model import Phase, Plan, Problem, Status
+from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, StartUnit, WriteGates
 from nvidiad.thought import backoff
 from nvidiad.thought.activation import activate, choose_exposure, find_tree, wanted
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import HostFacts, Memory, Step, UnitState
+    from nvidiad.nouns.model import HostFacts, Memory, UnitState
+    from nvidiad.nouns.steps import Step
     from nvidiad.thought.config import Settings
 
 DRIVER_UNIT = "nvidia.service"

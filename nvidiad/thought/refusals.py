@@ -53,7 +53,7 @@ _WORDS: tuple[tuple[str, Code], ...] = (
     ),
     (
         (
-            r"unauthorized|no basic auth credentials|authentication required|authorization failed|access denied"
+            r"unauthorized|no basic auth|authentication required|authorization failed|access denied"
             r"|denied: |insufficient_scope|\b40[13]\b|failed to fetch (anonymous|oauth) token"
         ),
         Code.REGISTRY_AUTH,
@@ -68,7 +68,7 @@ _WORDS: tuple[tuple[str, Code], ...] = (
         Code.REGISTRY_UNREACHABLE,
     ),
     (
-        r"TLS handshake timeout|Client\.Timeout exceeded|context deadline exceeded|timeout awaiting response",
+        r"TLS handshake timeout|Client\.Timeout exceeded|deadline exceeded|timeout awaiting response",
         Code.REGISTRY_STALLED,
     ),
     (r"unexpected EOF|: EOF|broken pipe|server closed", Code.REGISTRY_UNREACHABLE),
@@ -135,6 +135,8 @@ def classify(status: int | None, text: str, reference: str) -> Failure:
     """The failure behind an engine's answer: its HTTP status (None in the event stream) and its words."""
     # A repository may be called anything, also "certificates": only the engine's own words count.
     words = re.sub(r"https?://[^\s\"]+", "", text.replace(reference, ""))
+    for name in _names(reference):
+        words = words.replace(name, "")
     code = next((code for pattern, code in _PATTERNS if pattern.search(words)), None)
     if code is None:
         by_status = {401: Code.REGISTRY_AUTH, 403: Code.REGISTRY_AUTH, 404: Code.IMAGE_MISSING}
@@ -145,17 +147,19 @@ def classify(status: int | None, text: str, reference: str) -> Failure:
 def failure(code: Code, reference: str, detail: str = "") -> Failure:
     """The sentence and the remedy of a code, for this reference."""
     sentence, remedy = _MEANING[code]
-    names = {"reference": clean(reference), "registry": _registry(reference)}
+    names = {"reference": clean(reference), "registry": _names(reference)[1]}
     text = sentence.format(**names) + (f" ({detail})" if detail else "")
     kind = Permanent if code in _STAYS else Transient
     return kind(code, text, remedy.format(**names))
 
 
-def _registry(reference: str) -> str:
+def _names(reference: str) -> tuple[str, str]:
+    """The repository and the registry of a reference; an ill-formed one has none."""
     try:
-        return parse_reference(reference).registry
+        parts = parse_reference(reference)
     except Permanent:
-        return "?"
+        return "?", "?"
+    return parts.repository, parts.registry
 
 
 def shorten(text: str) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, assert_never
 
 from nvidiad.nouns import manifest, naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import (
+from nvidiad.nouns.model import Report, StepResult, problem_of
+from nvidiad.nouns.steps import (
     CheckDriver,
     ConfigureLinker,
     InstallTree,
@@ -20,22 +21,20 @@ from nvidiad.nouns.model import (
     RefreshLinkerCache,
     ReloadUnit,
     RemoveNodes,
-    Report,
     SelectTree,
     SetFirmwarePath,
     StartUnit,
-    StepResult,
     UnloadModule,
     UnmountOverlay,
     WriteGates,
-    problem_of,
     step_name,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import Build, Plan, Progress, Step
+    from nvidiad.nouns.model import Build, Plan, Progress
+    from nvidiad.nouns.steps import Step
     from nvidiad.verbs.ports import DriverPorts, Log, Ports
 
 
@@ -195,6 +194,6 @@ class Engine(DriverEngine):
             if module.kernel != build.kernel:
                 raise Permanent(
                     Code.VERMAGIC_MISMATCH,
-                    f"'{module.path}' has vermagic '{module.vermagic}', the image says kernel '{build.kernel}'",
+                    f"'{module.path}' has vermagic '{module.vermagic}', its image is for '{build.kernel}'",
                     "Publish an image that is built for this kernel.",
                 )

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Attempt, Phase, PullImage
+from nvidiad.nouns.model import Attempt, Phase
+from nvidiad.nouns.steps import PullImage
 from nvidiad.thought import backoff, planner
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe

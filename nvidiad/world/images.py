@@ -80,7 +80,9 @@ class DockerImages:
             image = _image(api, pulling.parse_reference(reference).pinned(digest))
         if image is None:
             raise refusals.gone(reference)
-        return {str(key): str(value) for key, value in (image["Config"].get("Labels") or {}).items()}
+        return {
+            str(key): str(value) for key, value in ((image.get("Config") or {}).get("Labels") or {}).items()
+        }
 
     def install(self, reference: str, digest: str, root: Path, tell: Callable[[Progress], None]) -> None:
         """`docker run --rm --privileged -v /:/rootfs IMAGE`, by digest, and wait until it has ended."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a bed is made from can be made from nothing here: Debian packages, Debian trees, a virtual environment."""
+"""Everything a bed is made of, from nothing: Debian packages, Debian trees, a virtual environment."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SUITES = ("bookworm", "trixie")
@@ -64,7 +67,7 @@ def digest(*inputs: object) -> str:
 
 
 def cached(name: str, inputs: object, build: Callable[[Path], None]) -> Path:
-    """The file or directory that `build` makes from `inputs`: built beside once, renamed into the cache when complete."""
+    """What `build` makes from `inputs`: built beside, once, and renamed into the cache when complete."""
     path = cache_dir() / f"{name}-{digest(inputs)}"
     if path.exists():
         return path
@@ -89,7 +92,9 @@ def require(*packages: str) -> None:
     if os.geteuid() != 0:
         raise BedError(f"missing Debian packages: {' '.join(missing)}; run as root, or install them")
     if shutil.which("apt-get") is None:
-        raise BedError(f"missing Debian packages: {' '.join(missing)}; this machine has no apt-get to install them with")
+        raise BedError(
+            f"missing Debian packages: {' '.join(missing)}; this machine has no apt-get to install them with"
+        )
     with locked("apt"), _no_services():
         missing = _missing(packages)
         if not missing:
@@ -109,14 +114,26 @@ def debian_tree(
     finish: Callable[[Path], None] | None = None,
     salt: object = "",
 ) -> Path:
-    """A Debian directory tree in the cache; `finish` gets the tree before it is complete, `salt` is what `finish` depends on."""
+    """A Debian tree in the cache; `finish` gets it before it is complete, `salt` is what that depends on."""
 
     def build(partial: Path) -> None:
         if os.geteuid() != 0:
             raise BedError(f"the {suite} tree {name} is not in {cache_dir()} and only root can make it")
         require("mmdebstrap", "debian-archive-keyring")
-        command = ["mmdebstrap", "--quiet", "--mode=root", f"--variant={variant}", *options, *_apt_settings()]
-        command += [f"--components={','.join(components)}", f"--include={','.join(packages)}", suite, str(partial)]
+        command = [
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            f"--variant={variant}",
+            *options,
+            *_apt_settings(),
+        ]
+        command += [
+            f"--components={','.join(components)}",
+            f"--include={','.join(packages)}",
+            suite,
+            str(partial),
+        ]
         run_checked(command, f"mmdebstrap {suite} for {name}")
         if finish is not None:
             finish(partial)
@@ -126,11 +143,11 @@ def debian_tree(
 
 
 def host_root(suite: str) -> Path:
-    """The Debian tree that the host bed boots: systemd, D-Bus, udev, Docker Engine, a registry, a compiler, Python."""
+    """The Debian tree that the host bed boots: systemd, D-Bus, udev, Docker, a registry, Python."""
     packages = [*_HOST_PACKAGES, *_EXTRA_PACKAGES.get(suite, ())]
 
     def finish(tree: Path) -> None:
-        # What Debian enables by itself would start with every host (timers too); a host enables what its test wants.
+        # What Debian enables would start with every host, timers too; a host enables what its test wants.
         for target in ("multi-user", "sockets", "timers", "getty", "sysinit"):
             shutil.rmtree(tree / f"etc/systemd/system/{target}.target.wants", ignore_errors=True)
 
@@ -138,13 +155,13 @@ def host_root(suite: str) -> Path:
 
 
 def host_venv(suite: str, extra: Sequence[str] = ()) -> Path:
-    """The virtual environment that a host has at /opt/nvidiad, with what nvidiad requires and not nvidiad itself."""
+    """The virtual environment of a host's /opt/nvidiad: what nvidiad requires, and not nvidiad itself."""
     root = host_root(suite)
     wanted = [*requirements(), *extra]
 
     def build(partial: Path) -> None:
         partial.mkdir()
-        # Scripts in a virtual environment carry its path, so it is made under its final name, bound there in the tree.
+        # Scripts in a virtual environment carry its path, so it is made under its final name.
         install = ["/opt/nvidiad/bin/pip", "install", "--quiet", "--no-warn-script-location", *wanted]
         script = f"python3 -m venv /opt/nvidiad && {shlex.join(install)}"
         chroot_with_pip(root, {partial: Path("/opt/nvidiad")}, script)
@@ -157,15 +174,19 @@ def requirements() -> list[str]:
     parser = configparser.ConfigParser()
     parser.read(CHECKOUT / "setup.cfg")
     listed = parser.get("options", "install_requires", fallback="")
-    wanted = [line.strip() for line in listed.splitlines() if line.strip() and not line.strip().startswith("#")]
+    wanted = [
+        line.strip() for line in listed.splitlines() if line.strip() and not line.strip().startswith("#")
+    ]
     return wanted or list(_FALLBACK_REQUIREMENTS)
 
 
 def chroot_with_pip(root: Path, binds: Mapping[Path, Path], script: str) -> None:
-    """Run a shell script in the tree with this machine's pip settings; nothing but the bound directories is written."""
+    """Run a shell script in the tree with this machine's pip settings; it writes to the binds only."""
     settings = _pip_settings()
     readable = {Path("/etc/resolv.conf"): Path("/etc/resolv.conf")}
-    certificates = settings.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    certificates = (
+        settings.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    )
     environment = {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8", **settings}
     if Path(certificates).is_file():
         inside = Path("/tmp/certificates.crt")
@@ -183,15 +204,22 @@ def chroot_with_pip(root: Path, binds: Mapping[Path, Path], script: str) -> None
         lines.append(f"cd {shlex.quote(str(scratch))}/root; mount -t proc proc proc; mount --rbind /dev dev")
         for source, target in {**readable, **binds}.items():
             point = shlex.quote(f".{target}")
-            make = f"mkdir -p {point}" if source.is_dir() else f"mkdir -p $(dirname {point}); rm -f {point}; : >{point}"
+            make = (
+                f"mkdir -p {point}"
+                if source.is_dir()
+                else f"mkdir -p $(dirname {point}); rm -f {point}; : >{point}"
+            )
             lines.append(f"{make}; mount --bind {shlex.quote(str(source))} {point}")
         lines.append(shlex.join(["exec", "env", "-i", *(f"{k}={v}" for k, v in environment.items())]))
         lines[-1] += " " + shlex.join(["chroot", ".", "/bin/sh", "-euc", script])
-        run_checked(["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(lines)], f"in {root.name}")
+        run_checked(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(lines)],
+            f"in {root.name}",
+        )
 
 
 def run_checked(command: Sequence[str], what: str, **environment: str) -> str:
-    """Run a command of this machine and give its output; when it fails, the error carries the end of what it said."""
+    """Run a command of this machine and give its output; an error carries the end of what it said."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -209,7 +237,9 @@ def run_checked(command: Sequence[str], what: str, **environment: str) -> str:
 
 def _missing(packages: Sequence[str]) -> list[str]:
     if shutil.which("dpkg-query") is None:
-        raise BedError(f"the beds are made from Debian packages ({' '.join(packages)}); this machine has no dpkg")
+        raise BedError(
+            f"the beds are made from Debian packages ({' '.join(packages)}); this machine has no dpkg"
+        )
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *packages]
     shown = subprocess.run(query, capture_output=True, text=True, check=False).stdout
     present = {line.split()[0] for line in shown.splitlines() if line.endswith(" installed")}
@@ -263,8 +293,12 @@ def _pip_settings() -> dict[str, str]:
 
 def _local_places(settings: Mapping[str, str]) -> list[Path]:
     """Directories of this machine that pip's settings name as places to find packages in."""
-    words = " ".join(settings.get(name, "") for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"))
-    paths = [Path(word.removeprefix("file://")) for word in words.split() if word.startswith(("/", "file:///"))]
+    words = " ".join(
+        settings.get(name, "") for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    )
+    paths = [
+        Path(word.removeprefix("file://")) for word in words.split() if word.startswith(("/", "file:///"))
+    ]
     # An index names its files relative to itself, often beside it.
     wider = [path.parent if path.name == "simple" else path for path in paths]
     return [path for path in dict.fromkeys(wider) if path.is_dir()]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host bed: a disposable host in namespaces with a real systemd, dockerd and registry, and a stand-in for kmod."""
+"""The host bed: a host in namespaces with a real systemd, dockerd and registry, and a stand-in for kmod."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host that tests of nvidiad run on: a machine with nvidiad, a GPU, registries and an update engine to command."""
+"""What tests of nvidiad run on: a machine with nvidiad, a GPU, registries and an update engine."""
 
 from __future__ import annotations
 
@@ -10,39 +10,45 @@ import shlex
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.beds.common import CHECKOUT, run_checked
 from tests.host import registry
 from tests.host.machine import BOOT, GPU, CommandError, Machine, Result
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
 NVIDIAD = "/opt/nvidiad/bin/nvidiad"
-# Where on a host the directories of the repository's units/ go: /usr is read-only there.
-_TOPS = ("etc", "usr", "opt", "var")
 
 
 class Host(Machine):
     """A machine of the host bed with everything that a test of nvidiad commands."""
 
-    # -- nvidiad ---------------------------------------------------------------------------------------------------
+    # -- nvidiad ----------------------------------------------------------------------------------------
 
-    def install_nvidiad(self, config: str | None = None, *, checkout: Path = CHECKOUT, enable: bool = True) -> list[str]:
-        """Install the checkout's nvidiad as on a host: package, entry script, units, configuration; the units installed."""
+    def install_nvidiad(
+        self, config: str | None = None, *, checkout: Path = CHECKOUT, enable: bool = True
+    ) -> list[str]:
+        """Install the checkout's package, entry script, units and configuration; the units' names."""
         site = f"/opt/nvidiad/lib/{self.python}/site-packages"
         shutil.rmtree(self.path(f"{site}/nvidiad"), ignore_errors=True)
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(checkout / "nvidiad", self.path(f"{site}/nvidiad"), ignore=skip)
         parser = configparser.ConfigParser()
         parser.read(checkout / "setup.cfg")
-        scripts = parser.get("options.entry_points", "console_scripts", fallback="nvidiad = nvidiad.cli:main")
-        for name, module, function in re.findall(r"^([\w-]+)\s*=\s*([\w.]+):(\w+)", scripts.strip(), re.MULTILINE):
-            text = f"#!/opt/nvidiad/bin/python3\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
-            self.write(f"/opt/nvidiad/bin/{name}", text, 0o755)
+        scripts = parser.get(
+            "options.entry_points", "console_scripts", fallback="nvidiad = nvidiad.cli:main"
+        )
+        for name, module, function in re.findall(
+            r"^([\w-]+)\s*=\s*([\w.]+):(\w+)", scripts.strip(), re.MULTILINE
+        ):
+            text = f"from {module} import {function}\nraise SystemExit({function}())\n"
+            self.write(f"/opt/nvidiad/bin/{name}", f"#!/opt/nvidiad/bin/python3\n{text}", 0o755)
+        units = self._put_units(checkout / "units")
         if config is not None:
             self.write("/etc/nvidiad/nvidiad.toml", config)
-        units = self._put_units(checkout / "units")
         compiled = ["/opt/nvidiad/bin/python3", "-m", "compileall", "-q", f"{site}/nvidiad"]
         settle = "systemd-sysusers; systemd-tmpfiles --create --exclude-prefix=/dev; systemctl daemon-reload"
         self.run(f"{shlex.join(compiled)}; {settle}", check=True)
@@ -51,11 +57,11 @@ class Host(Machine):
         return units
 
     def enable(self, units: Iterable[str]) -> None:
-        """Enable those of the units that can be; nothing is started."""
+        """Enable those of the units that the presets enable; nothing is started."""
         place = "/etc/systemd/system"
         wanted = [unit for unit in units if "[Install]" in self.read(f"{place}/{unit}")]
         if wanted:
-            self.run("systemctl", "enable", "-q", *wanted, check=True)
+            self.run("systemctl", "preset", "-q", *wanted, check=True)
 
     def nvidiad(self, *arguments: str, timeout: float = 60, check: bool = False) -> Result:
         return self.run(NVIDIAD, *arguments, timeout=timeout, check=check)
@@ -63,20 +69,25 @@ class Host(Machine):
     def _put_units(self, source: Path) -> list[str]:
         if not source.is_dir():
             return []
-        on_host = {entry.name for entry in source.iterdir()} <= set(_TOPS)
         installed = []
         for file in sorted(path for path in source.rglob("*") if path.is_file() or path.is_symlink()):
             relative = file.relative_to(source)
-            target = Path("/", relative) if on_host else Path("/etc", relative)
-            if target.parts[:3] == ("/", "usr", "lib"):
-                target = Path("/etc", *target.parts[3:])
+            # /usr is read-only on a host: what could lie in /usr/lib lies in /etc.
+            target = (
+                Path("/etc", *relative.parts[1:]) if relative.parts[0] == "etc" else Path("/etc", relative)
+            )
             self.put(file, str(target))
             self.path(str(target)).chmod(0o644)
-            if target.parent == Path("/etc/systemd/system") and target.suffix in (".service", ".socket", ".timer", ".path"):
+            if target.parent == Path("/etc/systemd/system") and target.suffix in (
+                ".service",
+                ".socket",
+                ".timer",
+                ".path",
+            ):
                 installed.append(target.name)
         return installed
 
-    # -- the GPU, and the stand-in for kmod -------------------------------------------------------------------------
+    # -- the GPU, and the stand-in for kmod -------------------------------------------------------------
 
     def gpu_add(self, slot: str = GPU[0], device: str = GPU[1], *, announce: bool = True) -> None:
         """A GPU appears now and stays for later boots, with the event that udevd would send."""
@@ -89,25 +100,28 @@ class Host(Machine):
     def gpu_remove(self, slot: str = GPU[0], *, announce: bool = True) -> None:
         run_checked([str(BOOT / "gpu.sh"), str(self.path("/")), "remove", slot], "gpu.sh")
         gpus = self.dir / "gpus"
-        gpus.write_text("".join(f"{line}\n" for line in gpus.read_text().splitlines() if not line.startswith(slot)))
+        gpus.write_text(
+            "".join(f"{line}\n" for line in gpus.read_text().splitlines() if not line.startswith(slot))
+        )
         if announce:
             self.uevent("remove", f"/devices/pci0000:00/{slot}", PCI_SLOT_NAME=slot)
 
     def uevent(self, action: str, devpath: str, *, subsystem: str = "pci", **properties: str) -> None:
-        """Broadcast an event as udevd does after its rules; pyudev monitors of the source "udev" receive it."""
+        """Broadcast an event as udevd does after its rules, for pyudev monitors of the source "udev"."""
         words = [f"{key}={value}" for key, value in properties.items()]
         self.run("/run/bed/uevent", action, devpath, subsystem, *words, check=True)
 
     def kmod_log(self, mentioning: str = "nvidia") -> list[dict[str, Any]]:
         """The calls that the stand-in kmod had in this boot: t (monotonic), seconds, pid, argv, rc, said.
 
-        systemd and logind have some of their own at every boot, hence the word that an argument must contain."""
+        systemd and logind have some of their own at every boot, hence the word that one must contain.
+        """
         text = self.read("/run/kmod.log") if self.exists("/run/kmod.log") else ""
         calls = [json.loads(line) for line in text.splitlines()]
         return [call for call in calls if any(mentioning in word for word in call["argv"])]
 
     def kmod_delay(self, **seconds: float) -> None:
-        """From now on these programs take so long, as in kmod_delay(insmod=0.5); without arguments none does."""
+        """From now on these programs take so long, as in kmod_delay(insmod=0.5); without arguments none."""
         self.write("/run/kmod.delay", "".join(f"{verb} {value}\n" for verb, value in seconds.items()))
 
     def kmod_fail(self, *rules: tuple[str, str, str]) -> None:
@@ -115,7 +129,7 @@ class Host(Machine):
         self.write("/run/kmod.fail", "".join(f"{' '.join(rule)}\n" for rule in rules))
 
     def kmod_busy(self, *modules: str) -> None:
-        """From now on these modules are held by somebody: rmmod refuses, refcnt is 1; without arguments none is."""
+        """From now on somebody holds these modules: rmmod refuses, refcnt is 1; without arguments none."""
         for name in ("nvidia", "nvidia_uvm", "nvidia_modeset"):
             held = f"/sys/module/{name}/holders"
             if self.exists(held):
@@ -128,19 +142,23 @@ class Host(Machine):
 
     def modules(self) -> list[str]:
         """NVIDIA's modules that are loaded (logind loads drm at boot, which is no concern of a test)."""
-        return sorted(path.name for path in self.path("/sys/module").iterdir() if path.name.startswith("nvidia"))
+        return sorted(
+            path.name for path in self.path("/sys/module").iterdir() if path.name.startswith("nvidia")
+        )
 
-    # -- the update engine -----------------------------------------------------------------------------------------
+    # -- the update engine ------------------------------------------------------------------------------
 
-    def update_engine(self, operation: str, version: str = "0.0.0", *, progress: float = 0.0, signalled: bool = True) -> None:
-        """Put the stand-in update_engine in a state, as in update_engine("UPDATED_NEED_REBOOT", "3602.2.0")."""
+    def update_engine(
+        self, operation: str, version: str = "0.0.0", *, progress: float = 0.0, signalled: bool = True
+    ) -> None:
+        """Put the update_engine in a state, as in update_engine("UPDATED_NEED_REBOOT", "3602.2.0")."""
         name = operation if operation.startswith("UPDATE_STATUS_") else f"UPDATE_STATUS_{operation}"
         line = f"{name} {version or chr(34) * 2} {progress} 0 {int(signalled)}\n"
         self.wait(lambda: self.exists("/run/update-engine.pipe"), "update-engine.service runs")
         with self.path("/run/update-engine.pipe").open("w") as pipe:
             pipe.write(line)
 
-    # -- registries and images -------------------------------------------------------------------------------------
+    # -- registries and images --------------------------------------------------------------------------
 
     def registry_start(self, *kinds: str) -> None:
         units = self._registries(kinds)
@@ -177,9 +195,10 @@ class Host(Machine):
         labels: Mapping[str, str] | None = None,
         push: bool = True,
     ) -> str:
-        """Build an image inside from files (name in the context: content or a path here); its digest when pushed.
+        """Build an image from files (name there: content, or a path here); its digest when pushed.
 
-        The context always has a static `busybox`, so that a Dockerfile without a base image can have a shell."""
+        The context always has a static `busybox`, so that a Dockerfile needs no base image to have a shell.
+        """
         with tempfile.TemporaryDirectory() as made:
             context = Path(made)
             shutil.copy2(self.path("/usr/bin/busybox"), context / "busybox")
@@ -196,7 +215,19 @@ class Host(Machine):
             self.put(context, inside)
         words = [f"--label={key}={value}" for key, value in (labels or {}).items()]
         build = {"DOCKER_BUILDKIT": "0"}
-        self.run("docker", "build", "-q", "--rm", *words, "-t", reference, inside, timeout=300, env=build, check=True)
+        self.run(
+            "docker",
+            "build",
+            "-q",
+            "--rm",
+            *words,
+            "-t",
+            reference,
+            inside,
+            timeout=300,
+            env=build,
+            check=True,
+        )
         self.run("rm", "-rf", inside, check=True)
         return self.push(reference) if push else ""
 
@@ -211,7 +242,7 @@ class Host(Machine):
     def _registries(self, kinds: Sequence[str]) -> list[str]:
         return [f"registry@{registry.PORTS[kind]}.service" for kind in kinds or ("plain",)]
 
-    # -- the container engine --------------------------------------------------------------------------------------
+    # -- the container engine ---------------------------------------------------------------------------
 
     def engine_start(self) -> None:
         self.systemctl("start", "docker.socket", "docker.service")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host bed as fixtures: `host` is a fresh host for one test, `host_factory` makes as many as a test wants."""
+"""The host bed as fixtures: `host` is a fresh host for one test, `host_factory` makes several."""
 
 from __future__ import annotations
 
@@ -40,9 +40,17 @@ def _missing() -> str:
     return ""
 
 
+def _sweep_stale() -> None:
+    """Remove the disks that a test run left when it was killed; its hosts died with it."""
+    for left in Path("/var/tmp").glob("nvidiad-host-*-*"):
+        pid = left.name.split("-")[2]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @pytest.fixture
 def suite(request: pytest.FixtureRequest) -> str:
-    """The Debian release of the host; parametrise with `indirect=True`, or set NVIDIAD_BED_SUITE for a whole run."""
+    """The Debian release of the host; parametrise it indirectly, or set NVIDIAD_BED_SUITE."""
     wanted: str = getattr(request, "param", _SUITE)
     assert wanted in SUITES
     return wanted
@@ -52,8 +60,9 @@ def suite(request: pytest.FixtureRequest) -> str:
 def host_factory(suite: str) -> Iterator[HostFactory]:
     """A function that gives a host which is not up yet; all are removed at the end."""
     made: list[Host] = []
-    # Not under pytest's temporary directories: those are kept, and a host's disk is large and of no use afterwards.
-    base = Path(tempfile.mkdtemp(prefix="nvidiad-host-", dir="/var/tmp"))
+    _sweep_stale()
+    # Not under pytest's temporary directories: those are kept, and a host's disk is large.
+    base = Path(tempfile.mkdtemp(prefix=f"nvidiad-host-{os.getpid()}-", dir="/var/tmp"))
 
     def make(suite: str = suite) -> Host:
         number = next(_count)
@@ -71,5 +80,5 @@ def host_factory(suite: str) -> Iterator[HostFactory]:
 
 @pytest.fixture
 def host(request: pytest.FixtureRequest, host_factory: HostFactory) -> Host:
-    """A host that is up; `@pytest.mark.parametrize("host", [{"gpu": False}], indirect=True)` passes arguments to Host.up."""
+    """A host that is up; parametrised indirectly with the arguments for Host.up, as in {"gpu": False}."""
     return host_factory().up(**getattr(request, "param", {}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disposable machine: real systemd as PID 1 of its own namespaces, up in about a second, with a disk that survives reboots."""
+"""A disposable machine: real systemd as PID 1 of its own namespaces, with a disk that survives reboots."""
 
 from __future__ import annotations
 
@@ -11,48 +11,20 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.beds.common import BedError, host_root, host_venv
 from tests.host import registry, standins
+from tests.host.layout import ENVIRONMENT, KUBELET, MASKED, SYSTEMD, UPDATE_ENGINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 BOOT = Path(__file__).parent / "boot"
 RELEASE = ("3975.2.0", "6.1.0-56-flatcar")
 GPU = ("0000:01:00.0", "20b5")
-ENVIRONMENT = {
-    "HOME": "/root",
-    "TERM": "dumb",
-    "LANG": "C.UTF-8",
-    "PATH": "/opt/nvidiad/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    # libudev takes nothing but sysfs itself for devices; the stand-in GPU lies on a layer over it.
-    "SYSTEMD_DEVICE_VERIFY_SYSFS": "0",
-}
-# They would reach this machine's own kernel, or wait for a console that is not there.
-MASKED = (
-    *("systemd-sysctl.service", "systemd-modules-load.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount"),
-    *("dev-hugepages.mount", "console-getty.service", "getty.target", "systemd-pstore.service"),
-)
-KUBELET = """[Unit]
-Description=Kubelet (stand-in)
-[Service]
-ExecStart=/bin/sleep infinity
-Restart=always
-RestartSec=1
-[Install]
-WantedBy=multi-user.target
-"""
-UPDATE_ENGINE = """[Unit]
-Description=Update Engine (stand-in)
-[Service]
-Type=notify
-ExecStart=/usr/bin/python3 /etc/bed/update_engine.py
-Restart=always
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 class CommandError(AssertionError):
@@ -72,7 +44,9 @@ class Result:
     def check(self) -> Result:
         if self.rc != 0:
             said = f"{self.out[-2000:]}{self.err[-4000:]}"
-            raise CommandError(f"{shlex.join(self.argv)} ended with {self.rc} after {self.seconds:.1f} s:\n{said}")
+            raise CommandError(
+                f"{shlex.join(self.argv)} ended with {self.rc} after {self.seconds:.1f} s:\n{said}"
+            )
         return self
 
     def json(self) -> Any:
@@ -80,7 +54,7 @@ class Result:
 
 
 class Machine:
-    """One host, named uniquely on this machine; `workdir` is its disk and must not be on an overlay file system."""
+    """One machine of a unique name; `workdir` is its disk and must not be on an overlay file system."""
 
     def __init__(self, name: str, suite: str, workdir: Path) -> None:
         self.name = name
@@ -89,13 +63,15 @@ class Machine:
         self.disk = workdir / "upper"
         self._root = host_root(suite)
         self._supervisor: subprocess.Popen[bytes] | None = None
-        top = subprocess.run(["findmnt", "-nt", "cgroup2", "-o", "TARGET"], capture_output=True, text=True, check=False)
+        top = subprocess.run(
+            ["findmnt", "-nt", "cgroup2", "-o", "TARGET"], capture_output=True, text=True, check=False
+        )
         if not top.stdout.strip():
             raise BedError("this machine has no cgroup2 mount, which systemd in the host needs")
         self._cgroup_top = Path(top.stdout.split()[0])
         self._cgroup = self._cgroup_top / f"bed-{name}"
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life -------------------------------------------------------------------------------------------
 
     def up(
         self,
@@ -111,7 +87,16 @@ class Machine:
         if self._supervisor is not None:
             raise BedError(f"{self.name} is up already")
         shutil.rmtree(self.dir, ignore_errors=True)
-        for part in ("root", "upper", "work", "venv-upper", "venv-work", "disk/opt", "disk/docker", "disk/containerd"):
+        for part in (
+            "root",
+            "upper",
+            "work",
+            "venv-upper",
+            "venv-work",
+            "disk/opt",
+            "disk/docker",
+            "disk/containerd",
+        ):
             (self.dir / part).mkdir(parents=True)
         (self.dir / "boots").write_text("0\n")
         (self.dir / "pid").write_text("")
@@ -122,7 +107,9 @@ class Machine:
         wanted += ["update-engine.service"] if update_engine else []
         self._lay_out(wanted, engine_settings or {})
         if docker:
-            self._link("etc/systemd/system/sockets.target.wants/docker.socket", "/lib/systemd/system/docker.socket")
+            self._link(
+                "etc/systemd/system/sockets.target.wants/docker.socket", "/lib/systemd/system/docker.socket"
+            )
         self._sweep_cgroup()
         settings = {
             "BED_DIR": str(self.dir),
@@ -145,7 +132,9 @@ class Machine:
             )
         state = self.wait_up(after=0)
         if state != "running":
-            failed = self.run("systemctl --failed --plain --no-legend; journalctl -b -p warning --no-pager | tail -30")
+            failed = self.run(
+                "systemctl --failed --plain --no-legend; journalctl -b -p warning --no-pager | tail -30"
+            )
             raise BedError(f"{self.name} came up {state}:\n{failed.out}")
         return self
 
@@ -177,10 +166,14 @@ class Machine:
         return self.wait_up(after=before, timeout=timeout)
 
     def wait_up(self, *, after: int, timeout: float = 60) -> str:
-        """Wait until a boot later than the one numbered `after` has finished; what is-system-running then says."""
+        """Wait until a boot later than number `after` has finished; what is-system-running then says."""
         deadline = time.monotonic() + timeout
         while True:
-            if self.boots > after and self._pid and Path(f"/proc/{self._pid}/root/run/systemd/private").is_socket():
+            if (
+                self.boots > after
+                and self._pid
+                and Path(f"/proc/{self._pid}/root/run/systemd/private").is_socket()
+            ):
                 break
             ended = self._supervisor is None or self._supervisor.poll() is not None
             if ended or time.monotonic() > deadline:
@@ -199,7 +192,7 @@ class Machine:
         """The directory name of this host's Python, as in python3.11."""
         return next(path.name for path in (host_venv(self.suite) / "lib").glob("python3*"))
 
-    # -- commands and files ----------------------------------------------------------------------------------------
+    # -- commands and files -----------------------------------------------------------------------------
 
     def run(
         self,
@@ -209,7 +202,7 @@ class Machine:
         stdin: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run a program inside (several arguments) or a shell line (one); killed with its children at the timeout."""
+        """Run a program (several arguments) or a shell line (one); killed with its children when late."""
         begun = time.monotonic()
         feed = subprocess.DEVNULL if stdin is None else subprocess.PIPE
         with self.popen(*argv, stdin=feed, env=env) as process:
@@ -218,7 +211,9 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self.end(process)
                 out, err = process.communicate()
-                raise CommandError(f"{shlex.join(argv)} still ran after {timeout} s:\n{out[-2000:]}{err[-2000:]}") from None
+                raise CommandError(
+                    f"{shlex.join(argv)} still ran after {timeout} s:\n{out[-2000:]}{err[-2000:]}"
+                ) from None
         result = Result(argv, process.returncode, out, err, time.monotonic() - begun)
         return result.check() if check else result
 
@@ -234,7 +229,7 @@ class Machine:
         command = list(argv) if len(argv) > 1 else ["bash", "-c", argv[0]]
         enter = ["nsenter", "-t", str(self._init()), "-m", "-u", "-i", "-n", "-p", "-C", "--", "env", "-i"]
         enter += [f"{key}={value}" for key, value in {**ENVIRONMENT, **(env or {})}.items()]
-        # Into the host's cgroup first, so that a process started here dies with the host and is not of this machine's units.
+        # Into the host's cgroup first: a process of the host is in no unit of this machine.
         join = 'echo $$ >"$1" && shift && exec "$@"'
         procs = self._cgroup / "exec/cgroup.procs"
         procs.parent.mkdir(exist_ok=True)
@@ -250,22 +245,21 @@ class Machine:
 
     def end(self, process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
         """Stop what `popen` started, children included."""
-        # Not nsenter: what it started would be left to this machine's PID 1, which may reap late, and the host's PID
-        # namespace cannot end before that.  Its child goes first; then it ends by itself, and the group is the rest.
+        # Not nsenter: what it started would be left to this machine's PID 1, which may reap late, and the
+        # host's PID namespace cannot end before that.  When what it started is gone, it ends by itself.
+        parents = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == process.pid:
-                os.kill(int(stat.parent.name), number)
-        if process.returncode is None:
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(OSError):
+                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        family = {process.pid}
+        while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= grown
+        for pid in family - {process.pid}:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+                os.kill(pid, number)
 
     def path(self, inside: str) -> Path:
-        """Where this machine sees a path of the host, for as long as this boot lasts; symlinks in it are not followed inside."""
+        """Where this machine sees a path of the host in this boot; absolute symlinks lead astray."""
         return Path(f"/proc/{self._init()}/root") / inside.lstrip("/")
 
     def write(self, path: str, text: str | bytes, mode: int = 0o644) -> None:
@@ -298,10 +292,10 @@ class Machine:
             time.sleep(0.03)
         return time.monotonic() - begun
 
-    # -- systemd ---------------------------------------------------------------------------------------------------
+    # -- systemd ----------------------------------------------------------------------------------------
 
     def journal(self, unit: str = "", *, boot: str = "0") -> list[dict[str, Any]]:
-        """Journal entries as journald has them; __MONOTONIC_TIMESTAMP is in microseconds. `boot="all"` for every boot."""
+        """Journal entries as journald has them; __MONOTONIC_TIMESTAMP is in microseconds."""
         command = ["journalctl", "--no-pager", "-o", "json", "--all", f"--boot={boot}"]
         shown = self.run(*command, *(["-u", unit] if unit else []), check=True)
         return [json.loads(line) for line in shown.out.splitlines()]
@@ -318,20 +312,23 @@ class Machine:
     def systemctl(self, *arguments: str, check: bool = True, timeout: float = 60) -> Result:
         return self.run("systemctl", *arguments, check=check, timeout=timeout)
 
-    # -- what a host is made of --------------------------------------------------------------------------------------
+    # -- what a host is made of -------------------------------------------------------------------------
 
     def _lay_out(self, wanted: Sequence[str], engine_settings: Mapping[str, object]) -> None:
         files = {
-            "etc/machine-id": "0123456789abcdef0123456789abcdef\n",  # an empty one would mean a first boot, with presets
+            # An empty one would mean a first boot, with presets.
+            "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
             "etc/hostname": "nvhost\n",
             "etc/hosts": "127.0.0.1 localhost nvhost\n10.99.0.1 reg.test\n",
             "etc/bed/update_engine.py": (standins.SOURCES / "update_engine.py").read_text(),
             "etc/bed/oci-runtime": (standins.SOURCES / "oci-runtime.sh").read_text(),
-            "etc/dbus-1/system.d/com.coreos.update1.conf": (standins.SOURCES / "com.coreos.update1.conf").read_text(),
+            "etc/dbus-1/system.d/com.coreos.update1.conf": (
+                standins.SOURCES / "com.coreos.update1.conf"
+            ).read_text(),
             "etc/docker/daemon.json": json.dumps({**self._engine_defaults(), **engine_settings}),
             "etc/systemd/system/kubelet.service": KUBELET,
             "etc/systemd/system/update-engine.service": UPDATE_ENGINE,
-            "etc/systemd/system.conf.d/bed.conf": "[Manager]\nDefaultEnvironment=SYSTEMD_DEVICE_VERIFY_SYSFS=0\n",
+            "etc/systemd/system.conf.d/bed.conf": SYSTEMD,
         }
         for path, text in files.items():
             target = self.disk / path
@@ -347,7 +344,9 @@ class Machine:
             self._link(f"etc/systemd/system/multi-user.target.wants/{unit}", f"{place}/{template}")
 
     def _engine_defaults(self) -> dict[str, object]:
-        bounding = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd"))
+        bounding = next(
+            line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd")
+        )
         if int(bounding.split()[1], 16) >> 24 & 1:  # CAP_SYS_RESOURCE
             return {}
         return {"runtimes": {"bed": {"path": "/etc/bed/oci-runtime"}}, "default-runtime": "bed"}

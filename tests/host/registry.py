@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registries inside a host: one plain, one with TLS, one with TLS and a password, all over one storage."""
+"""The registries inside a host: plain, with TLS, and with TLS and a password, all over one storage."""
 
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.beds.common import cached, require, run_checked
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PORTS = {"plain": 5000, "tls": 5443, "auth": 5444}
 ADDRESSES = {"plain": "127.0.0.1:5000", "tls": "reg.test:5443", "auth": "reg.test:5444"}
-USER, PASSWORD = "user", "secret"  # noqa: S105  (of a registry that lives for a second)
+USER, PASSWORD = "user", "secret"
 UNIT = """[Unit]
 Description=Registry on port %i
 [Service]
@@ -25,12 +28,38 @@ def certificates() -> Path:
         require("openssl", "apache2-utils")
         partial.mkdir()
         new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        authority = ["-x509", "-days", "3650", "-subj", "/CN=bed", "-keyout", f"{partial}/ca.key", "-out", f"{partial}/ca.crt"]
+        authority = [
+            "-x509",
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=bed",
+            "-keyout",
+            f"{partial}/ca.key",
+            "-out",
+            f"{partial}/ca.crt",
+        ]
         run_checked([*new, *authority], "openssl req -x509")
-        server = ["-subj", "/CN=reg.test", "-keyout", f"{partial}/server.key", "-out", f"{partial}/server.csr"]
+        server = [
+            "-subj",
+            "/CN=reg.test",
+            "-keyout",
+            f"{partial}/server.key",
+            "-out",
+            f"{partial}/server.csr",
+        ]
         run_checked([*new, *server], "openssl req")
         (partial / "names").write_text("subjectAltName=DNS:reg.test,IP:10.99.0.1\n")
-        sign = ["openssl", "x509", "-req", "-days", "3650", "-CAcreateserial", "-extfile", f"{partial}/names"]
+        sign = [
+            "openssl",
+            "x509",
+            "-req",
+            "-days",
+            "3650",
+            "-CAcreateserial",
+            "-extfile",
+            f"{partial}/names",
+        ]
         sign += ["-CA", f"{partial}/ca.crt", "-CAkey", f"{partial}/ca.key", "-in", f"{partial}/server.csr"]
         run_checked([*sign, "-out", f"{partial}/server.crt"], "openssl x509")
         run_checked(["htpasswd", "-Bbc", f"{partial}/htpasswd", USER, PASSWORD], "htpasswd")
@@ -41,11 +70,18 @@ def certificates() -> Path:
 def configuration(kind: str) -> str:
     """What docker-registry reads for one of the three kinds."""
     address = "127.0.0.1" if kind == "plain" else "10.99.0.1"
-    tls = ", tls: {certificate: /etc/registry/server.crt, key: /etc/registry/server.key}" if kind != "plain" else ""
+    tls = (
+        ", tls: {certificate: /etc/registry/server.crt, key: /etc/registry/server.key}"
+        if kind != "plain"
+        else ""
+    )
     auth = "auth: {htpasswd: {realm: bed, path: /etc/registry/htpasswd}}\n" if kind == "auth" else ""
-    storage = "filesystem: {rootdirectory: /var/registry}, delete: {enabled: true}"
+    storage = (
+        "filesystem: {rootdirectory: /var/registry}, delete: {enabled: true}, "
+        "maintenance: {uploadpurging: {enabled: false}}"
+    )
     return (
-        f"version: 0.1\nlog: {{level: warn}}\nstorage: {{{storage}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\n"
+        f"version: 0.1\nlog: {{level: warn}}\nstorage: {{{storage}}}\n"
         f'http: {{addr: "{address}:{PORTS[kind]}"{tls}}}\n{auth}'
     )
 

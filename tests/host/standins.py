@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stand-ins of the host bed: their programs compiled, and module files that the stand-in kmod can tell apart."""
+"""The stand-ins of the host bed: their programs compiled, and module files for the stand-in kmod."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.beds.common import cached, require, run_checked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 SOURCES = Path(__file__).parent / "standin"
 
@@ -19,7 +22,9 @@ def programs() -> Path:
         require("gcc", "libc6-dev")
         partial.mkdir()
         warn = ["-O2", "-Wall", "-Wextra", "-Wno-format-truncation"]
-        run_checked(["gcc", *warn, "-static", "-o", f"{partial}/kmod", f"{SOURCES}/kmod.c"], "compiling kmod.c")
+        run_checked(
+            ["gcc", *warn, "-static", "-o", f"{partial}/kmod", f"{SOURCES}/kmod.c"], "compiling kmod.c"
+        )
         shared = ["-shared", "-fPIC", "-o", f"{partial}/uname.so", f"{SOURCES}/uname.c"]
         run_checked(["gcc", *warn, *shared], "compiling uname.c")
 
@@ -46,7 +51,9 @@ def module_file(
         "vermagic": f"{kernel} SMP preempt mod_unload modversions ",
         **(fields or {}),
     }
-    modinfo = b"".join(f"{key}={value}\0".encode() for key, value in info.items() if value or key == "depends")
+    modinfo = b"".join(
+        f"{key}={value}\0".encode() for key, value in info.items() if value or key == "depends"
+    )
     names = b"\0.modinfo\0.shstrtab\0"
     start = 64 + len(modinfo) + len(names)
     padding = -start % 8

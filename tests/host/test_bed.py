@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.beds.common import SUITES
-from tests.host.bed import Host
 from tests.host.machine import RELEASE
 from tests.host.standins import module_file
+
+if TYPE_CHECKING:
+    from tests.host.bed import Host
 
 BOTH = pytest.mark.parametrize("suite", SUITES, indirect=True)
 
@@ -36,8 +40,13 @@ def test_a_host_boots_and_reboots_into_another_release(host: Host) -> None:
 def test_the_stand_in_insmod_loads_what_fits_and_leaves_the_marks_of_a_module(host: Host) -> None:
     kernel = RELEASE[1]
     host.write("/opt/m/nvidia.ko", module_file("nvidia", kernel=kernel, version="535.309.01"))
-    host.write("/opt/m/nvidia-uvm.ko", module_file("nvidia_uvm", kernel=kernel, version="535.309.01", depends=["nvidia"]))
-    host.write("/opt/m/modeset.ko", module_file("nvidia_modeset", kernel=kernel, depends=["nvidia", "video"]))
+    host.write(
+        "/opt/m/nvidia-uvm.ko",
+        module_file("nvidia_uvm", kernel=kernel, version="535.309.01", depends=["nvidia"]),
+    )
+    host.write(
+        "/opt/m/modeset.ko", module_file("nvidia_modeset", kernel=kernel, depends=["nvidia", "video"])
+    )
     loaded = host.run("insmod", "/opt/m/nvidia.ko", "NVreg_ModifyDeviceFiles=0", check=True)
     assert loaded.seconds < 1
     host.run("insmod /opt/m/nvidia-uvm.ko uvm_disable_hmm=1", check=True)
@@ -52,7 +61,9 @@ def test_the_stand_in_insmod_loads_what_fits_and_leaves_the_marks_of_a_module(ho
     assert "Device Minor: \t 0" in host.read("/proc/driver/nvidia/gpus/0000:01:00.0/information")
     assert "195 nvidia\n" in host.read("/proc/devices")
     assert host.run("awk '$2 == \"nvidia-uvm\" {print $1}' /proc/devices").out.strip().isdigit()
-    assert host.run("readlink /sys/bus/pci/devices/0000:01:00.0/driver").out.strip().endswith("drivers/nvidia")
+    assert (
+        host.run("readlink /sys/bus/pci/devices/0000:01:00.0/driver").out.strip().endswith("drivers/nvidia")
+    )
     assert host.run("lspci -k -s 01:00.0 | grep -q 'in use: nvidia'").rc == 0
 
     used = host.run("rmmod", "nvidia")
@@ -103,7 +114,10 @@ def test_the_stand_in_insmod_refuses_in_the_words_of_the_real_one(host: Host) ->
     host.kmod_delay(insmod=0.3)
     assert host.run("insmod", "/opt/m/uvm.ko", check=True).seconds > 0.3
     absent = host.run("modprobe", "no-such")
-    assert (absent.rc, absent.err) == (1, f"modprobe: FATAL: Module no-such not found in directory /lib/modules/{kernel}\n")
+    assert (absent.rc, absent.err) == (
+        1,
+        f"modprobe: FATAL: Module no-such not found in directory /lib/modules/{kernel}\n",
+    )
     host.run("modprobe", "-a", "i2c_core", "ipmi_msghandler", check=True)
     assert host.run("rmmod", "absent").err == "rmmod: ERROR: Module absent is not currently loaded\n"
     host.reboot()
@@ -131,7 +145,8 @@ def test_the_event_of_a_gpu_reaches_pyudev(host: Host) -> None:
         host.gpu_add("0000:02:00.0", "2330")
         assert watch.stdout.readline() == "add 0000:02:00.0 10DE:2330\n"
         watch.communicate()
-    listed = "import pyudev; print([d.sys_name for d in pyudev.Context().list_devices(subsystem='pci', PCI_ID='10DE:2330')])"
+    found = "pyudev.Context().list_devices(subsystem='pci', PCI_ID='10DE:2330')"
+    listed = f"import pyudev; print([d.sys_name for d in {found}])"
     assert host.run("/opt/nvidiad/bin/python3", "-c", listed, check=True).out == "['0000:02:00.0']\n"
     host.gpu_remove("0000:02:00.0")
     assert not host.exists("/sys/bus/pci/devices/0000:02:00.0")
@@ -155,7 +170,10 @@ CMD ["/bin/busybox", "cp", "/payload", "/rootfs/opt/installed"]
     for kind, rc in (("tls", 0), ("auth", 1)):
         address = {"tls": "reg.test:5443", "auth": "reg.test:5444"}[kind]
         assert host.run("docker", "pull", f"{address}/nvidia-driver:1").rc == rc
-    host.run("docker login -u user -p secret reg.test:5444 && docker pull reg.test:5444/nvidia-driver:1", check=True)
+    host.run(
+        "docker login -u user -p secret reg.test:5444 && docker pull reg.test:5444/nvidia-driver:1",
+        check=True,
+    )
     host.registry_kill("plain")
     assert host.run("docker", "pull", reference).rc == 1
     host.registry_start("plain")
@@ -191,6 +209,17 @@ def test_the_power_can_be_cut(host: Host) -> None:
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(host: Host) -> None:
-    with pytest.raises(AssertionError, match="still ran after 0.2"):
+    with pytest.raises(AssertionError, match=r"still ran after 0\.2"):
         host.run("sleep 777 & sleep 777", timeout=0.2)
     host.wait(lambda: host.run("pgrep", "-f", "sleep 777").rc == 1, "no sleep is left")
+
+
+@BOTH
+def test_nvidiad_is_installed_as_on_a_host(host: Host) -> None:
+    units = host.install_nvidiad()
+    assert {"nvidiad.service", "nvidiad.socket", "nvidia.service"} <= set(units)
+    assert host.nvidiad("--help").rc == 0
+    assert host.exists("/etc/nvidiad/nvidiad.toml")
+    assert host.exists("/etc/systemd/system/kubelet.service.d/10-nvidia.conf")
+    assert host.run("systemd-analyze", "verify", "--man=no", *units).rc == 0
+    assert host.run("systemctl", "is-enabled", "nvidiad.service").out == "enabled\n"

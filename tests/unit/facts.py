@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.model import (
     Build,
@@ -21,7 +21,9 @@ from nvidiad.nouns.model import (
     UnitState,
 )
 from nvidiad.thought import config
-from nvidiad.thought.config import Settings
+
+if TYPE_CHECKING:
+    from nvidiad.thought.config import Settings
 
 DRIVER = "535.309.01"
 OS = "3975.2.0"

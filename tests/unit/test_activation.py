@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import DriverFacts, Exposure, Gpu, LinkerFacts, LoadedModule, MountFacts, step_name
+from nvidiad.nouns.model import DriverFacts, Exposure, Gpu, LinkerFacts, LoadedModule, MountFacts
+from nvidiad.nouns.steps import LoadHostModules, LoadModule, step_name
 from nvidiad.thought import activation
 from tests.unit import facts as f
 
@@ -146,20 +147,22 @@ def test_modules_are_loaded_dependencies_first_with_their_parameters() -> None:
         f.installed(wanted_modules=shuffled),
         f.settings("[driver.parameters]\nnvidia-uvm = ['uvm_disable_hmm=1']"),
     )
-    loads = [step for step in plan.steps if isinstance(step, activation.LoadModule)]
+    loads = [step for step in plan.steps if isinstance(step, LoadModule)]
     assert loads[0].module.name == "nvidia"
     assert {load.module.name: load.parameters for load in loads}["nvidia_uvm"] == ("uvm_disable_hmm=1",)
-    host = next(step for step in plan.steps if isinstance(step, activation.LoadHostModules))
+    host = next(step for step in plan.steps if isinstance(step, LoadHostModules))
     assert host.required == ("drm", "video")
     assert host.optional == ("i2c_core",)
 
 
+SPLIT = MountFacts(None, usr_is_overlay=False, lib64_is_lib=False)
+ONE = replace(SPLIT, lib64_is_lib=True)
 EXPOSURES = {
-    "as configured": (Exposure.OVERLAY, MountFacts(None, True, False), Exposure.OVERLAY),
-    "CoreOS": (Exposure.AUTO, MountFacts(None, False, True), Exposure.OVERLAY),
-    "split lib and lib64": (Exposure.AUTO, MountFacts(None, False, False), Exposure.LDCONFIG),
-    "/usr is an overlay already": (Exposure.AUTO, MountFacts(None, True, True), Exposure.LDCONFIG),
-    "no lib64": (Exposure.AUTO, MountFacts(None, False, True, lib64_exists=False), Exposure.LDCONFIG),
+    "as configured": (Exposure.OVERLAY, replace(SPLIT, usr_is_overlay=True), Exposure.OVERLAY),
+    "CoreOS": (Exposure.AUTO, ONE, Exposure.OVERLAY),
+    "split lib and lib64": (Exposure.AUTO, SPLIT, Exposure.LDCONFIG),
+    "/usr is an overlay already": (Exposure.AUTO, replace(ONE, usr_is_overlay=True), Exposure.LDCONFIG),
+    "no lib64": (Exposure.AUTO, replace(ONE, lib64_exists=False), Exposure.LDCONFIG),
 }
 
 

@@ -11,12 +11,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvidiad.nouns.model import Exposure
 from nvidiad.thought import config
 from nvidiad.thought.config import Daemon, Driver, Engine, Image, Install, Settings, Units, load
+
+# A busy machine is no reason to fail.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHECKOUT = Path(__file__).parents[2]
 EXAMPLE = CHECKOUT / "units/etc/nvidiad/nvidiad.toml"
@@ -581,6 +584,7 @@ def toml(value: Any) -> str:
     return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else repr(value)
 
 
+@PATIENT
 @given(st.lists(st.dictionaries(PATHS, JUNK, max_size=4), max_size=3))
 def test_any_value_is_taken_or_named(documents: list[dict[str, Any]]) -> None:
     fragments = [
@@ -595,6 +599,7 @@ def test_any_value_is_taken_or_named(documents: list[dict[str, Any]]) -> None:
         assert "\n" not in str(fault)
 
 
+@PATIENT
 @given(st.one_of(st.text(), st.text(alphabet="[]{}=.,'\"# \nab1\\")))
 def test_any_text_is_taken_or_refused(text: str) -> None:
     _, faults = load([("f", text)])

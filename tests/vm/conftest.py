@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +16,37 @@ from tests.vm.kernels import Kernels, kernels
 from tests.vm.machine import Frozen, Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Generator, Iterator
+
+_FAILED = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _missing()
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing() -> str:
+    if platform.machine() != "x86_64":
+        return "the VM bed is for x86_64"
+    if os.geteuid() != 0:
+        return "the VM bed needs root: its disk has root's files"
+    return ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether a test failed, for its fixture to say what the guest knows about it."""
+    report = yield
+    if report.when == "call":
+        item.stash[_FAILED] = report.failed
+    return report
 
 
 @pytest.fixture(scope="session", name="bed_kernels")
@@ -37,9 +69,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frozen]:
 
 
 @pytest.fixture
-def vm(host: Frozen, tmp_path: Path) -> Iterator[Machine]:
+def vm(host: Frozen, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A clone of the frozen host for one test."""
     with Machine(tmp_path / "vm", frozen=host) as machine:
         yield machine.resume()
-        print(machine.console()[-3000:])  # pytest shows it where the test failed
+        if request.node.stash.get(_FAILED, False):
+            print(machine.last_words())
     shutil.rmtree(tmp_path / "vm")

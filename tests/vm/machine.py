@@ -135,7 +135,7 @@ class Machine:
         try:
             reason = str(self.monitor.event("SHUTDOWN", timeout)["reason"])
         except EOFError:
-            raise MachineError(f"QEMU ended without a word\n{self._last_words()}") from None
+            raise MachineError(f"QEMU ended without a word\n{self._printed()}") from None
         self._ended(60)
         return reason
 
@@ -259,6 +259,17 @@ class Machine:
         """What the latest boot printed on the serial console."""
         return self._console_log().read_text(errors="replace")
 
+    def last_words(self) -> str:
+        """For a failed test: the end of the console, of QEMU's complaints, and of the guest's journal."""
+        journal = ""
+        if self.running:
+            try:
+                shown = self.run("journalctl -b -n 100 --no-pager -o short-monotonic", 20)
+                journal = f"--- journal\n{shown.out}"
+            except (MachineError, OSError, EOFError) as error:
+                journal = f"--- no journal: {error}"
+        return f"{self._printed()}\n{journal}"
+
     def _power_on(self, more: Sequence[str]) -> None:
         if self.running:
             raise MachineError("the machine is on already")
@@ -275,7 +286,7 @@ class Machine:
             self.agent = Agent(sockets / "agent")
         except (OSError, EOFError) as error:
             self.power_cut()
-            raise MachineError(f"QEMU did not start\n{self._last_words()}") from error
+            raise MachineError(f"QEMU did not start\n{self._printed()}") from error
 
     def _wait_for_agent(self, timeout: float) -> None:
         until = time.monotonic() + timeout
@@ -283,13 +294,13 @@ class Machine:
             while not self.agent.sync(1):
                 self._check_alive()
                 if time.monotonic() > until:
-                    raise MachineError(f"the guest agent is silent\n{self._last_words()}")
+                    raise MachineError(f"the guest agent is silent\n{self._printed()}")
         except (OSError, EOFError) as error:
-            raise MachineError(f"QEMU went away\n{self._last_words()}") from error
+            raise MachineError(f"QEMU went away\n{self._printed()}") from error
 
     def _check_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:
-            raise MachineError(f"QEMU ended\n{self._last_words()}")
+            raise MachineError(f"QEMU ended\n{self._printed()}")
 
     def _ended(self, timeout: float) -> None:
         if self._process is not None:
@@ -305,6 +316,10 @@ class Machine:
     def _console_log(self) -> Path:
         return self.work / f"console-{self.boots}-{self.slot}.log"
 
-    def _last_words(self) -> str:
-        logs = [self.work / "qemu.err", self._console_log()]
-        return "\n".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
+    def _printed(self) -> str:
+        logs = {"qemu": self.work / "qemu.err", "console": self._console_log()}
+        return "\n".join(
+            f"--- {name}\n{log.read_text(errors='replace')[-3000:]}"
+            for name, log in logs.items()
+            if log.exists()
+        )

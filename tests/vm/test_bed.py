@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.vm import modules
+from tests.payload import builder, image
+from tests.vm import modules, registry
+from tests.vm.disk import RELEASES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.vm.kernels import Kernel, Kernels
     from tests.vm.machine import Machine
 
@@ -100,12 +104,12 @@ def test_card_comes_and_goes_with_events(vm: Machine, bed_kernels: Kernels) -> N
 
 
 def test_update_and_reboot_into_the_other_slot(vm: Machine, bed_kernels: Kernels) -> None:
-    assert identity(vm) == [bed_kernels.a.release, "3975.2.0"]
+    assert identity(vm) == [bed_kernels.a.release, RELEASES["A"]]
     vm.run("echo kept >/opt/kept", check=True)
     vm.set_next_slot("B")
     vm.reboot()
     assert vm.slot == "B"
-    assert identity(vm) == [bed_kernels.b.release, "4081.2.0"]
+    assert identity(vm) == [bed_kernels.b.release, RELEASES["B"]]
     assert vm.output("cat /opt/kept") == "kept"
     assert len(vm.output("journalctl --list-boots --no-pager -q").splitlines()) == 2
     vm.set_next_slot("A")
@@ -141,6 +145,24 @@ def test_docker_pushes_pulls_and_runs(vm: Machine) -> None:
     vm.run(f"tar -C /tmp/i -c . | docker import {entry} - {image}", check=True)
     vm.run(f"docker push -q {image} && docker rmi {image} && docker pull -q {image}", 180, check=True)
     assert "ld.so" in vm.output(f"docker run --rm --privileged --network host -v /:/rootfs {image}", 180)
+
+
+def test_registry_is_stocked_and_engine_starts_on_demand(
+    vm: Machine, bed_kernels: Kernels, tmp_path: Path
+) -> None:
+    built = modules.build(bed_kernels.a, DRIVER)
+    release = ("flatcar", RELEASES["A"])
+    tree = builder.payload(
+        tmp_path, driver=DRIVER, release=release, kernel=bed_kernels.a.release, modules=built
+    )
+    registry.stock(vm, "nvidia-driver", {"one": image.image(tree)})
+    vm.power_cut()
+    vm.boot()
+    name = f"{registry.ADDRESS}/nvidia-driver:one"
+    assert vm.run("systemctl -q is-active docker").rc != 0
+    vm.wait_for("curl -sf http://127.0.0.1:5000/v2/")
+    vm.run(f"docker pull -q {name}", 180, check=True)
+    assert image.image(tree).digest in vm.output(f"docker inspect -f '{{{{.RepoDigests}}}}' {name}")
 
 
 def test_files_travel(vm: Machine, bed_kernels: Kernels) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in update_engine: owns com.coreos.update1 on the system bus and is in whatever state a test writes to its pipe."""
+"""A stand-in update_engine: owns com.coreos.update1 and is in whatever state a test writes to its pipe."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ import os
 import select
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
-from jeepney import DBusAddress, HeaderFields, MessageType, message_bus, new_error, new_method_return, new_signal
-from jeepney.io.blocking import open_dbus_connection
+from jeepney import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    DBusAddress,
+    HeaderFields,
+    MessageType,
+    message_bus,
+    new_error,
+    new_method_return,
+    new_signal,
+)
+from jeepney.io.blocking import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    open_dbus_connection,
+)
 
 NAME = "com.coreos.update1"
 PATH = "/com/coreos/update1"
@@ -37,12 +48,19 @@ def answer(connection: Any, message: Any, state: State) -> State:
     member = fields.get(HeaderFields.member)
     if fields.get(HeaderFields.interface) == "org.freedesktop.DBus.Introspectable":
         arguments = "".join(f'<arg type="{kind}" direction="out"/>' for kind in "xdssx")
-        methods = f'<method name="AttemptUpdate"/><method name="ResetStatus"/><method name="GetStatus">{arguments}</method>'
-        signal = '<signal name="StatusUpdate">' + "".join(f'<arg type="{kind}"/>' for kind in "xdssx") + "</signal>"
+        methods = '<method name="AttemptUpdate"/><method name="ResetStatus"/>'
+        methods += f'<method name="GetStatus">{arguments}</method>'
+        signal = (
+            '<signal name="StatusUpdate">'
+            + "".join(f'<arg type="{kind}"/>' for kind in "xdssx")
+            + "</signal>"
+        )
         xml = f'<node name="{PATH}"><interface name="{INTERFACE}">{methods}{signal}</interface></node>'
         connection.send(new_method_return(message, "s", (xml,)))
     elif fields.get(HeaderFields.path) != PATH or fields.get(HeaderFields.interface, INTERFACE) != INTERFACE:
-        connection.send(new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"no {member} here",)))
+        connection.send(
+            new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"no {member} here",))
+        )
     elif member == "GetStatus":
         connection.send(new_method_return(message, "xdssx", state))
     elif member == "AttemptUpdate":
@@ -56,7 +74,7 @@ def answer(connection: Any, message: Any, state: State) -> State:
 
 
 def main() -> None:
-    if not os.path.exists(PIPE):
+    if not Path(PIPE).exists():
         os.mkfifo(PIPE, 0o600)
     pipe = os.open(PIPE, os.O_RDWR | os.O_NONBLOCK)
     connection = open_dbus_connection("SYSTEM")
@@ -68,7 +86,7 @@ def main() -> None:
     while True:
         readable, _, _ = select.select([pipe, connection.sock], [], [])
         if pipe in readable:
-            # One line a state, "OPERATION VERSION PROGRESS SIZE SIGNAL"; each is announced unless SIGNAL is 0.
+            # One line a state, "OPERATION VERSION PROGRESS SIZE SIGNAL"; announced unless SIGNAL is 0.
             for line in os.read(pipe, 65536).decode().splitlines():
                 operation, version, progress, size, signal = line.split()
                 version = "" if version == '""' else version

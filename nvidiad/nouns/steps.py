@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps: each a small frozen value that can describe itself; the engine's one match does them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import Build, ModuleFile
+
+
+@dataclass(frozen=True, slots=True)
+class PullImage:
+    """Fetch an image by digest, so that what is run later is what was resolved now."""
+
+    reference: str
+    build: Build
+
+    def describe(self) -> str:
+        return f"pull '{self.reference}'"
+
+
+@dataclass(frozen=True, slots=True)
+class InstallTree:
+    """Run the pulled image's installer and verify the tree that it leaves."""
+
+    reference: str
+    build: Build
+
+    def describe(self) -> str:
+        return f"install '{self.build}' from '{self.reference}' and verify it"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteGates:
+    """Make systemd hold these units until nvidia.service is up, and no others."""
+
+    units: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"order {', '.join(self.units) or 'no unit'} after nvidia.service"
+
+
+@dataclass(frozen=True, slots=True)
+class StartUnit:
+    name: str
+    wait: bool = True
+    """Wait for the end of the start job; gated units may take as long as they like."""
+
+    def describe(self) -> str:
+        return f"start {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadUnit:
+    name: str
+
+    def describe(self) -> str:
+        return f"reload {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectTree:
+    """Let `current` name this tree."""
+
+    tree: str
+    link: str
+
+    def describe(self) -> str:
+        return f"point '{self.link}' to '{self.tree}'"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOverlay:
+    lower: str
+    target: str
+
+    def describe(self) -> str:
+        return f"overlay '{self.lower}' on '{self.target}'"
+
+
+@dataclass(frozen=True, slots=True)
+class UnmountOverlay:
+    target: str
+
+    def describe(self) -> str:
+        return f"take the overlay off '{self.target}'"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureLinker:
+    """Write our ld.so.conf.d file; None removes it."""
+
+    text: str | None
+
+    def describe(self) -> str:
+        return "remove the linker configuration" if self.text is None else "write the linker configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshLinkerCache:
+    def describe(self) -> str:
+        return "refresh the linker cache"
+
+
+@dataclass(frozen=True, slots=True)
+class SetFirmwarePath:
+    path: str
+
+    def describe(self) -> str:
+        return f"set the firmware path to '{self.path}'" if self.path else "clear the firmware path"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadHostModules:
+    """Modules of the OS itself that the driver needs; those in `optional` may be absent."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"load host modules {', '.join(self.required + self.optional)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModule:
+    module: ModuleFile
+    parameters: tuple[str, ...]
+    tree: str
+
+    def describe(self) -> str:
+        return f"load {self.module.name} from '{self.module.path}'"
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModule:
+    name: str
+
+    def describe(self) -> str:
+        return f"unload {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeNodes:
+    def describe(self) -> str:
+        return "make the device nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNodes:
+    def describe(self) -> str:
+        return "remove the device nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDriver:
+    """Compare what is loaded, exposed and in /dev with what is wanted."""
+
+    driver: str
+
+    def describe(self) -> str:
+        return f"check that driver {self.driver} is the one loaded"
+
+
+Step = (
+    PullImage
+    | InstallTree
+    | WriteGates
+    | StartUnit
+    | ReloadUnit
+    | SelectTree
+    | MountOverlay
+    | UnmountOverlay
+    | ConfigureLinker
+    | RefreshLinkerCache
+    | SetFirmwarePath
+    | LoadHostModules
+    | LoadModule
+    | UnloadModule
+    | MakeNodes
+    | RemoveNodes
+    | CheckDriver
+)
+
+
+def step_name(step: Step) -> str:
+    """The step's name in logs and documents: `PullImage` is `pull-image`."""
+    name = type(step).__name__
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")

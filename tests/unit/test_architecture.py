@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house: who may import whom, how large a room may be, and what each says of itself."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "nvidiad"
+RINGS = ("nouns", "thought", "verbs", "world", "rim")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+# What the inner rings must not touch: the clock, the host, the log.
+FORBIDDEN = {
+    "nouns": {"os", "time", "logging", "random", "socket", "subprocess", "datetime", "shutil"},
+    "thought": {"os", "time", "logging", "random", "socket", "subprocess", "shutil"},
+    "verbs": {"os", "time", "logging", "random", "socket", "subprocess", "shutil"},
+}
+# Each foreign package has its rooms.
+ROOMS = {
+    "pystemd": {"world/bus.py", "world/notify.py"},
+    "docker": {"world/dockerd.py"},
+    "pyudev": {"world/gpu.py"},
+    "structlog": {"world/journal.py"},
+    "subprocess": {"world/process.py"},
+    "requests": {"world/dockerd.py"},
+    "urllib3": {"world/dockerd.py"},
+}
+# World rooms stand alone, but for the two that start programs and write files, and the parts of one thing.
+WORLD_SHARED = {"process", "files"}
+WORLD_PARTS = {"modules": {"holders", "kernel_log"}, "mounts": {"kernel_log"}, "images": {"dockerd"}}
+
+
+def ring(path: Path) -> int:
+    """The row of a module; the wiring is below all rings."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return RINGS.index(first) if first in RINGS else len(RINGS)
+
+
+def imports(path: Path) -> set[str]:
+    """The dotted names of everything imported anywhere in a module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_point_from_lower_rows_to_upper_rows(path: Path) -> None:
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[0] == "nvidiad" and len(parts) > 1:
+            row = RINGS.index(parts[1]) if parts[1] in RINGS else len(RINGS)
+            # The package itself holds nothing but its version.
+            assert row <= ring(path) or imported == "nvidiad.__version__", f"{name(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_inner_rings_touch_nothing(path: Path) -> None:
+    forbidden = FORBIDDEN.get(path.relative_to(PACKAGE).parts[0], set())
+    used = {imported.partition(".")[0] for imported in imports(path)}
+    assert not used & forbidden
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_foreign_packages_stay_in_their_rooms(path: Path) -> None:
+    for imported in imports(path):
+        package = imported.partition(".")[0]
+        assert name(path) in ROOMS.get(package, {name(path)}), f"{name(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "world"], ids=name)
+def test_world_rooms_do_not_know_each_other(path: Path) -> None:
+    allowed = WORLD_SHARED | WORLD_PARTS.get(path.stem, set())
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[:2] == ["nvidiad", "world"] and len(parts) > 2:
+            assert parts[2] in allowed, f"{name(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_rooms_are_small_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert len(text.splitlines()) <= 400
+    docstring = ast.get_docstring(ast.parse(text))
+    assert docstring and docstring.splitlines()[0].endswith(".")
+
+
+def test_only_wiring_imports_wiring() -> None:
+    for path in MODULES:
+        if "nvidiad.app" in imports(path) or any(i.startswith("nvidiad.app.") for i in imports(path)):
+            assert path.name == "cli.py"
+
+
+def test_the_rule_sees_a_wrong_import(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def f() -> None:\n    from nvidiad.world import process\n")
+    assert imports(wrong) == {"nvidiad.world.process"}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The units as files: no mount namespace of their own, one text for the gate, systemd-analyze's word."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nvidiad.world.units import DROP_IN, GATE, unit_path
+
+UNITS = Path(__file__).parents[2] / "units/systemd/system"
+OURS = ("nvidiad.service", "nvidia.service")
+# Directives that give a service a mount namespace of its own (systemd: exec_needs_mount_namespace()): the
+# overlay on /usr/lib64 would then exist for that service alone.
+FORBIDDEN = frozenset(
+    """
+    bindpaths bindreadonlypaths dynamicuser execpaths extensiondirectories extensionimages inaccessiblepaths
+    ipcnamespacepath loadcredential logsnamespace mountapivfs mountflags mountimages networknamespacepath
+    noexecpaths privatedevices privateipc privatemounts privatenetwork privatepids privatetmp privateusers
+    procsubset protectclock protectcontrolgroups protecthome protecthostname protectkernellogs
+    protectkernelmodules protectkerneltunables protectproc protectsystem readonlypaths readwritepaths
+    rootdirectory rootimage setcredential temporaryfilesystem
+    """.split()
+)
+
+
+def read(text: str) -> dict[str, set[str]]:
+    parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
+    parser.read_string(text)
+    return {section: set(parser[section]) for section in parser.sections()}
+
+
+def offences(text: str) -> set[str]:
+    return {key for keys in read(text).values() for key in keys} & FORBIDDEN
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_directive_gives_a_mount_namespace(name: str) -> None:
+    assert offences((UNITS / name).read_text()) == set()
+
+
+def test_the_rule_sees_such_a_directive() -> None:
+    assert offences("[Service]\nPrivateTmp=yes\nProtectSystem=strict\n") == {"privatetmp", "protectsystem"}
+
+
+def test_the_shipped_gate_is_the_one_that_nvidiad_writes() -> None:
+    assert (UNITS / "kubelet.service.d" / DROP_IN).read_text() == GATE
+
+
+def test_restarting_nvidiad_touches_nothing_else() -> None:
+    for file in UNITS.rglob("*"):
+        if file.is_file() and file.name not in ("nvidiad.service", "nvidiad.socket"):
+            keys = ("requires=nvidiad", "bindsto=nvidiad", "partof=nvidiad")
+            assert not any(line.lower().startswith(keys) for line in file.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("kubelet.service", "kubelet_2eservice"),
+        ("nvidia-persistenced.service", "nvidia_2dpersistenced_2eservice"),
+        ("0a.service", "_30a_2eservice"),
+        ("a@b.service", "a_40b_2eservice"),
+    ],
+)
+def test_object_paths(name: str, path: str) -> None:
+    assert unit_path(name) == f"/org/freedesktop/systemd1/unit/{path}"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """Nothing is installed here, so the programs are others; the host bed verifies them as installed."""
+    for file in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
+        text = file.read_text().replace("/opt/nvidiad/bin/nvidiad", "/bin/true")
+        text = text.replace("/opt/nvidia/current/bin/nvidia-persistenced", "/bin/true")
+        (tmp_path / file.name).write_text(text)
+    files = sorted(str(file) for file in tmp_path.iterdir())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
