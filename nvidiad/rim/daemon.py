@@ -88,6 +88,7 @@ class Daemon:
         self._status: Status | None = None
         self._progress: Progress | None = None
         self._told = ""
+        self._sources: Sequence[Source] = ()
         self._next: asyncio.TimerHandle | None = None
         self._refresh: asyncio.TimerHandle | None = None
 
@@ -108,9 +109,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         self._read_settings()
         # Subscribe first, then look: nothing can happen unseen between the two.
-        sources = self._with.open_sources(self._settings)
-        for source in sources:
-            loop.add_reader(source.fileno(), self._on_source, source)
+        self._open_sources()
         looker = self._with.make_looker(self._on_status, self._on_progress, self._is_stopping)
         watchdog = loop.create_task(self._keep_alive())
         # Before the first look: it may start a unit that is ordered after us.
@@ -121,8 +120,7 @@ class Daemon:
         finally:
             self._with.manager.stopping()
             watchdog.cancel()
-            for source in sources:
-                source.close()
+            self._close_sources()
         if self._failure:
             self._log.error(self._failure.sentence, code=str(self._failure.code))
             return 1
@@ -167,6 +165,19 @@ class Daemon:
 
     # -- events, each of which says no more than: look again
 
+    def _open_sources(self) -> None:
+        self._sources = self._with.open_sources(self._settings)
+        for source in self._sources:
+            self._loop.add_reader(source.fileno(), self._on_source, source)
+
+    def _close_sources(self) -> None:
+        for source in self._sources:
+            # A bus that is gone has no descriptor any more, and then the process ends anyway.
+            if self._failure is None:
+                self._loop.remove_reader(source.fileno())
+            source.close()
+        self._sources = ()
+
     def _on_source(self, source: Source) -> None:
         try:
             reasons = source.drain()
@@ -179,6 +190,12 @@ class Daemon:
     def _on_reload(self) -> None:
         self._with.manager.reloading(self._with.microseconds())
         self._read_settings()
+        try:
+            # Other units may be watched now.
+            self._close_sources()
+            self._open_sources()
+        except Failure as failure:
+            self._fail(failure)
         self._with.manager.ready(self._told or "looking at the host")
         self.poke("configuration read", forced=True)
 

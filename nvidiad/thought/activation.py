@@ -25,7 +25,7 @@ from nvidiad.nouns.steps import (
 from nvidiad.thought import parse
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import DriverFacts, MountFacts, Tree
+    from nvidiad.nouns.model import DriverFacts, ModuleFile, MountFacts, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.config import Settings
 
@@ -127,6 +127,13 @@ def _not_ours(facts: DriverFacts, settings: Settings) -> Problem | None:
             f"the configuration does not say {' and '.join(settings.missing)}",
             "Set them in /etc/nvidiad/nvidiad.toml, then: systemctl reload nvidiad.",
         )
+    release = wanted(facts, settings).os_version
+    if not naming.is_version(release):
+        return Problem(
+            Code.NOT_CONFIGURED,
+            f"os-release names no version that can stand in a path ('{release}')",
+            "Let 'image.tag' name the kernel instead of the OS release: \"{kernel}-{driver}\".",
+        )
     return None
 
 
@@ -177,6 +184,14 @@ def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
                 f"'{module.path}' has vermagic '{module.vermagic}', this host runs kernel '{facts.kernel}'",
                 "Publish an image that is built for this kernel.",
             )
+    try:
+        _load_order(facts, settings)
+    except ValueError as error:
+        return Problem(
+            Code.TREE_INVALID,
+            f"the modules of the tree depend on each other: {error}",
+            "Publish another image.",
+        )
     loaded = {module.name for module in facts.loaded}
     unsigned = next((m for m in facts.wanted_modules if not m.signed and m.name not in loaded), None)
     if facts.lockdown != "none" and unsigned:
@@ -218,8 +233,7 @@ def _module_steps(facts: DriverFacts, settings: Settings, tree: Tree) -> tuple[S
     if tree.firmware and free and facts.firmware_path != firmware:
         steps.append(SetFirmwarePath(firmware))
     loaded = {module.name for module in facts.loaded}
-    order = parse.load_order(facts.wanted_modules, [naming.module_name(n) for n in settings.driver.modules])
-    due = [module for module in order if module.name not in loaded]
+    due = [module for module in _load_order(facts, settings) if module.name not in loaded]
     if due:
         inside = {module.name for module in facts.wanted_modules}
         needed = {name for module in due for name in module.depends if name not in inside}
@@ -232,6 +246,12 @@ def _module_steps(facts: DriverFacts, settings: Settings, tree: Tree) -> tuple[S
     if due or facts.nodes_missing:
         steps.append(MakeNodes())
     return tuple(steps)
+
+
+def _load_order(facts: DriverFacts, settings: Settings) -> tuple[ModuleFile, ...]:
+    """The configured modules and what they need of the tree, dependencies first; ValueError for a circle."""
+    names = [naming.module_name(name) for name in settings.driver.modules]
+    return parse.load_order(facts.wanted_modules, names)
 
 
 def _is_ours(path: str, settings: Settings) -> bool:

@@ -20,7 +20,7 @@ _LONGEST = 240
 # The words are all there is: most causes come as status 500 or in the event stream.
 
 _WORDS: tuple[tuple[str, Code], ...] = (
-    (r"invalid reference format|invalid tag format|repository name must be lowercase", Code.CONFIG_INVALID),
+    (r"invalid reference format|invalid tag format|name must be lowercase", Code.CONFIG_INVALID),
     (r"no space left on device|disk quota exceeded", Code.DISK_FULL),
     # The engine's own parts lose each other when it is stopped or restarted.
     (

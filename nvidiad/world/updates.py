@@ -34,8 +34,8 @@ class UpdateEngine:
             if not self._bus.call(*_OWNER, NAME):
                 return None
             return parse.update_status(self._bus.call(NAME, PATH, INTERFACE, "GetStatus"))
-        except Failure:
-            # An updater that is restarting or refuses us is no reason not to look after the driver.
+        except (Failure, ValueError):
+            # An updater that is restarting, refuses us or talks nonsense is no reason not to look after the driver.
             return None
 
 

@@ -221,5 +221,6 @@ def test_nvidiad_is_installed_as_on_a_host(host: Host) -> None:
     assert host.nvidiad("--help").rc == 0
     assert host.exists("/etc/nvidiad/nvidiad.toml")
     assert host.exists("/etc/systemd/system/kubelet.service.d/10-nvidia.conf")
-    assert host.run("systemd-analyze", "verify", "--man=no", *units).rc == 0
+    programs_here = [unit for unit in units if unit.startswith(("nvidiad.", "nvidia.service"))]
+    host.run("systemd-analyze", "verify", "--man=no", *programs_here, check=True)
     assert host.run("systemctl", "is-enabled", "nvidiad.service").out == "enabled\n"

@@ -22,7 +22,7 @@ from nvidiad.thought.config import Daemon, Driver, Engine, Image, Install, Setti
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHECKOUT = Path(__file__).parents[2]
-EXAMPLE = CHECKOUT / "units/etc/nvidiad/nvidiad.toml"
+EXAMPLE = CHECKOUT / "units/nvidiad/nvidiad.toml"
 DOCUMENT = CHECKOUT / "docs/configuration.md"
 
 FULL = """

@@ -110,6 +110,9 @@ class Machine:
         """Stop here for good, and keep memory and disk in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         frozen = Frozen(folder)
+        self.run(
+            "sync", check=True
+        )  # else a power cut right after the resume would undo what was done before
         self.monitor.command("stop")
         self.monitor.command("migrate", uri=f"exec:zstd -1 -q -f -o {frozen.memory}")
         while (status := self.monitor.command("query-migrate").get("status")) not in ("completed", "failed"):

@@ -156,6 +156,7 @@ def test_registry_is_stocked_and_engine_starts_on_demand(
         tmp_path, driver=DRIVER, release=release, kernel=bed_kernels.a.release, modules=built
     )
     registry.stock(vm, "nvidia-driver", {"one": image.image(tree)})
+    vm.run("sync", check=True)
     vm.power_cut()
     vm.boot()
     name = f"{registry.ADDRESS}/nvidia-driver:one"
