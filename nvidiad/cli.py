@@ -16,6 +16,8 @@ OK, FAILED, USAGE, NOT_RUNNING, NOT_READY = range(5)
 # Nothing is missing that this host should have.
 _IN_ORDER = ("ready", "no-gpu", "standing-back")
 
+_FAST = {"": "off", "--json=off": "off", "--json=short": "short", "--json=pretty": "pretty"}
+
 _EPILOG = """\
 exit status: 0 ready, 1 failure, 2 usage, 3 not running, 4 running but not ready
 See nvidiad(8)."""
@@ -25,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if given in ([], ["status"]):
+        style = _FAST.get(" ".join(given[1:] if given[:1] == ["status"] else given))
+        if style:
             # The road that people and probes take most: without even argparse.
             from nvidiad.rim.client import SOCKET
 
-            return _status(SOCKET, "off")
+            return _status(SOCKET, style)
         return _dispatch(given)
     except KeyboardInterrupt:
         return 130

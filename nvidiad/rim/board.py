@@ -24,6 +24,8 @@ class Board:
         self._status: Status | None = None
         self._progress: Progress | None = None
         self._report: Report | None = None
+        self._memory: Memory | None = None
+        self._pulled = 0
         self._counters = metrics.Counters()
         self._changed: Callable[[], None] = lambda: None
 
@@ -33,16 +35,20 @@ class Board:
 
     def publish(self, status: Status | None, progress: Progress | None) -> None:
         """Put up a status and where the step under way stands."""
+        if progress is not None and progress.step == "pull-image":
+            self._pulled = progress.done
         if status is not None and status is not self._status:
+            self._memory = self._recall()
             if self._status is None or status.looked != self._status.looked:
                 self._counters = metrics.looked(self._counters)
             if status.report is not None and status.report is not self._report:
                 self._report = status.report
-                self._counters = metrics.acted(self._counters, status.report)
+                self._counters = metrics.pulled(metrics.acted(self._counters, status.report), self._pulled)
+                self._pulled = 0
         self._status, self._progress = status, progress
         self._changed()
 
     def snapshot(self) -> Snapshot:
         """The document and the counters as they are now."""
-        made = document(self._status, self._progress, version=self._version, memory=self._recall())
+        made = document(self._status, self._progress, version=self._version, memory=self._memory)
         return Snapshot(made, self._counters)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from nvidiad.thought.render import size
+from nvidiad.thought.render import clean, size
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Progress
@@ -29,7 +29,7 @@ class ProgressLine:
             self.end()
             self._step, self._began = progress.step, now
             if not self._live:
-                self._stream.write(f"{progress.step}: {progress.detail}\n")
+                self._stream.write(f"{progress.step}: {clean(progress.detail)}\n")
                 self._stream.flush()
         if not self._live:
             return
@@ -38,7 +38,7 @@ class ProgressLine:
             rate = progress.done / max(now - self._began, 0.1)
             share = 100 * progress.done // progress.total
             amount = f" {size(progress.done)} of {size(progress.total)} ({share}%, {size(rate)}/s)"
-        text = f"{progress.step}: {progress.detail}{amount}"
+        text = f"{progress.step}: {clean(progress.detail)}{amount}"
         self._stream.write("\r" + text.ljust(self._width))
         self._stream.flush()
         self._width = len(text)

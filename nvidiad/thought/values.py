@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of configured values: each gives the value as settings have it, or raises a ValueError of one
-sentence or more that say what was expected and what was found.
-"""
+"""Checks of configured values: each gives the value as settings have it, or a ValueError of one sentence."""
 
 from __future__ import annotations
 

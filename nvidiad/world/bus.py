@@ -3,8 +3,8 @@
 
 pystemd 0.15 holds the GIL during a call (bounded here by SYSTEMD_BUS_TIMEOUT), aborts the process on a
 second close, frees callbacks that it should keep, and reads getters of an empty message from a null
-pointer. So: no callbacks at all (matches are made on the bus daemon, messages told apart by `is_signal`), one
-close, and nothing is asked of a message that is not known to be a signal.
+pointer. So: no callbacks at all (matches are made on the bus daemon, messages told apart by `is_signal`),
+one close, and nothing is asked of a message that is not known to be a signal.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code
 from nvidiad.thought import pull as pulling
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from docker import APIClient
 
 _PING = 5
+_REMOVAL = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class Timeouts:
     total: float = 1800
 
 
+class Expired(Exception):
+    """The total limit has passed."""
+
+
+class Silent(Exception):
+    """Nothing has come for the limit of silence."""
+
+
 class Dockerd:
     """An engine behind its socket; every operation opens a connection of its own."""
 
@@ -45,27 +54,17 @@ class Dockerd:
         self._socket = socket.removeprefix("unix://")
         self.timeouts = timeouts
         self.interrupted = False
-        self._live: list[Stream] = []
+        self.streams: list[Stream] = []
 
     def interrupt(self) -> None:
         """Cut the streams of another thread, and all to come."""
         self.interrupted = True
-        for stream in tuple(self._live):
+        for stream in tuple(self.streams):
             stream.cut()
 
-    def answers(self, api: APIClient) -> bool:
-        """Whether the engine itself is alive, whatever the operation under way is waiting for."""
-        import requests
-
-        try:
-            api.get(f"{api.base_url}/_ping", timeout=min(self.timeouts.stall, _PING))
-        except requests.RequestException:
-            return False
-        return True
-
     @contextmanager
-    def talk(self, reference: str) -> Iterator[APIClient]:
-        """A client of the engine; whatever the engine says or fails to say within becomes a failure."""
+    def talk(self, reference: str) -> Iterator[Conversation]:
+        """Talk about an image; whatever the engine says or fails to say within becomes a failure."""
         import requests
         import urllib3
 
@@ -81,16 +80,11 @@ class Dockerd:
             except (*lost, docker.errors.DockerException, ValueError) as error:
                 raise refusals.unreachable(self._socket, self._why(error)) from None
             try:
-                yield api
+                yield Conversation(self, api, reference)
             except docker.errors.APIError as error:
-                raise refusals.classify(error.status_code, said(error), reference) from None
+                raise refusals.classify(error.status_code, _said(error), reference) from None
             except lost as error:
                 raise refusals.failure(Code.ENGINE_LOST, reference, self._why(error)) from None
-
-    def _why(self, error: BaseException) -> str:
-        if is_silence(error):
-            return f"no answer for {math.ceil(self.timeouts.stall)} s"
-        return refusals.root_cause(error)
 
     def _client(self, version: str) -> APIClient:
         import docker
@@ -99,15 +93,138 @@ class Dockerd:
         client.trust_env = False  # a proxy or a .netrc is nothing for a socket on this host
         return client
 
+    def _why(self, error: BaseException) -> str:
+        if _is_silence(error):
+            return f"no answer for {math.ceil(self.timeouts.stall)} s"
+        return refusals.root_cause(error)
+
+
+class Conversation:
+    """What an engine is asked about one image while a connection lasts."""
+
+    def __init__(self, dockerd: Dockerd, api: APIClient, reference: str) -> None:
+        self._dockerd = dockerd
+        self._api = api
+        self._reference = reference
+
+    def answers(self) -> bool:
+        """Whether the engine itself is alive, whatever the operation under way is waiting for."""
+        import requests
+
+        try:
+            self._api.get(f"{self._api.base_url}/_ping", timeout=min(self._dockerd.timeouts.stall, _PING))
+        except requests.RequestException:
+            return False
+        return True
+
+    # -- images ------------------------------------------------------------------------------------
+
+    def remote_digest(self, auth: dict[str, str] | None) -> object:
+        """The digest that the registry has for the reference."""
+        import requests
+
+        try:
+            # An empty dictionary is "anonymous"; None would let the SDK look into root's own credentials.
+            answer = self._api.inspect_distribution(self._reference, auth or {})  # type: ignore[no-untyped-call]
+        except requests.ReadTimeout:
+            raise Silent from None
+        return answer.get("Descriptor", {}).get("digest")
+
+    def image(self, pinned: str) -> dict[str, Any] | None:
+        """What the engine knows of an image that it has."""
+        import docker
+
+        try:
+            image: dict[str, Any] = self._api.inspect_image(pinned)  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound:
+            return None
+        return image
+
     @contextmanager
-    def stream(
-        self,
-        api: APIClient,
-        path: str,
-        params: dict[str, str | int],
-        headers: dict[str, str],
-        *,
-        silence: float,
+    def pull(self, repository: str, digest: str, auth: dict[str, str] | None) -> Iterator[Stream]:
+        """The events of a pull; when the stream is closed before its end, the engine gives the pull up."""
+        from docker.auth import encode_header
+
+        # The digest goes where a tag would: with nothing there an engine pulls all tags of the repository.
+        params: dict[str, str | int] = {"fromImage": repository, "tag": digest}
+        headers = {"X-Registry-Auth": encode_header(auth).decode()} if auth else {}
+        with self._stream("/images/create", params, headers, self._dockerd.timeouts.stall) as stream:
+            yield stream
+
+    # -- containers --------------------------------------------------------------------------------
+
+    def container(self, name: str) -> dict[str, Any] | None:
+        """What the engine knows of a container."""
+        import docker
+
+        try:
+            found: dict[str, Any] = self._api.inspect_container(name)
+        except docker.errors.NotFound:
+            return None
+        return found
+
+    def create(self, pinned: str, name: str, environment: list[str]) -> str:
+        """A container as `docker run --rm --privileged -v /:/rootfs` makes it, not started yet."""
+        import docker
+
+        api = self._api
+        host = api.create_host_config(privileged=True, binds=["/:/rootfs"], auto_remove=True)
+        with self._starting():
+            try:
+                # root's ~/.docker/config.json may name proxies, which an installer has no use for.
+                made = api.create_container(
+                    pinned, name=name, environment=environment, host_config=host, use_config_proxy=False
+                )
+            except docker.errors.ImageNotFound:
+                raise refusals.gone(self._reference) from None
+        return str(made["Id"])
+
+    @contextmanager
+    def follow(self, container: str, *, running: bool) -> Iterator[tuple[Iterator[str], Stream]]:
+        """Start a container, unless it is running: the lines that it prints, and the stream with its end."""
+        limit = self._dockerd.timeouts.total
+        place = f"/containers/{container}"
+        outcome: dict[str, str | int] = {"condition": "removed"}
+        output: dict[str, str | int] = {"stream": 1, "stdout": 1, "stderr": 1, "logs": int(running)}
+        # Both before the start, as `docker run` does it: soon after, the container may be removed.
+        with (
+            self._starting(),
+            self._stream(f"{place}/wait", outcome, {}, limit) as end,
+            self._stream(f"{place}/attach", output, {}, limit) as printed,
+        ):
+            if not running:
+                self._api.start(container)
+            yield printed.lines(), end
+
+    def remove(self, container: str) -> None:
+        """Remove a container, running or not; the engine may be at it already, or gone."""
+        import requests
+
+        import docker
+
+        try:
+            self._api.remove_container(container, force=True)
+        except docker.errors.NotFound:
+            return
+        except requests.RequestException:
+            # "removal is already in progress": its name is free when that has ended.
+            with suppress(requests.RequestException):
+                self._api.wait(container, timeout=_REMOVAL, condition="removed")
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        import docker
+
+        try:
+            yield
+        except docker.errors.APIError as error:
+            raise refusals.start_failure(_said(error), self._reference) from None
+
+    # -- streams -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _stream(
+        self, path: str, params: dict[str, str | int], headers: dict[str, str], silence: float
     ) -> Iterator[Stream]:
         """An answer read as it comes, within the total limit and with no pause longer than `silence`."""
         import requests
@@ -115,7 +232,7 @@ class Dockerd:
 
         import docker
 
-        limits = self.timeouts
+        api, dockerd, limits = self._api, self._dockerd, self._dockerd.timeouts
         url = f"{api.base_url}/v{api.api_version}{path}"
         timeout = (limits.connect, min(silence, limits.total))
         begun = time.monotonic()
@@ -127,35 +244,27 @@ class Dockerd:
             except requests.HTTPError as error:
                 docker.errors.create_api_error_from_http_exception(error)
             stream = Stream(response, begun + limits.total - time.monotonic())
-            self._live.append(stream)
-            if self.interrupted:
+            dockerd.streams.append(stream)
+            if dockerd.interrupted:
                 stream.cut()
             yield stream
             self._check(stream)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self._check(stream)
-            if is_silence(error):
+            if _is_silence(error):
                 raise Silent from None
             raise
         finally:
             if stream is not None:
-                self._live.remove(stream)
+                dockerd.streams.remove(stream)
                 stream.close()
 
     def _check(self, stream: Stream | None) -> None:
         """A cut connection looks like a lost engine: say whose doing it was."""
-        if self.interrupted:
+        if self._dockerd.interrupted:
             raise refusals.interrupted()
         if stream is not None and stream.expired:
             raise Expired
-
-
-class Expired(Exception):
-    """The total limit has passed."""
-
-
-class Silent(Exception):
-    """Nothing has come for the limit of silence."""
 
 
 class Stream:
@@ -185,8 +294,8 @@ class Stream:
         return int(self._response.json()["StatusCode"])
 
     def cut(self) -> None:
-        # It may be at its end already, which is as good.
-        with suppress(ValueError, RuntimeError, OSError):
+        """End whatever another thread is reading."""
+        with suppress(ValueError, RuntimeError, OSError):  # it may be at its end already, which is as good
             self._response.raw.shutdown()
 
     def close(self) -> None:
@@ -198,12 +307,12 @@ class Stream:
         self.cut()
 
 
-def said(error: APIError) -> str:
+def _said(error: APIError) -> str:
     """What the engine answered, without what the SDK puts around it."""
     return str(error.explanation or error)
 
 
-def is_silence(error: BaseException) -> bool:
+def _is_silence(error: BaseException) -> bool:
     """Whether an error of the SDK's libraries is the limit of a wait."""
     import requests
     import urllib3

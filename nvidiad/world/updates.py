@@ -35,7 +35,7 @@ class UpdateEngine:
                 return None
             return parse.update_status(self._bus.call(NAME, PATH, INTERFACE, "GetStatus"))
         except (Failure, ValueError):
-            # An updater that is restarting, refuses us or talks nonsense is no reason not to look after the driver.
+            # An updater that is restarting, refuses us or talks nonsense is no reason to neglect the driver.
             return None
 
 

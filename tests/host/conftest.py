@@ -45,6 +45,9 @@ def _sweep_stale() -> None:
     for left in Path("/var/tmp").glob("nvidiad-host-*-*"):
         pid = left.name.split("-")[2]
         if not Path("/proc", pid).exists():
+            for number in left.iterdir():
+                # down() of a host that is not up removes what is left of it: cgroups and the disk.
+                Host(f"{pid}-{number.name}", _SUITE, number).down()
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -13,18 +13,20 @@ import stat
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.host.bed import Host
 from tests.host.machine import RELEASE, CommandError
 from tests.payload import builder, image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from tests.host.bed import Host
     from tests.payload.builder import Fault
 
+SUITE = os.environ.get("NVIDIAD_BED_SUITE", "bookworm")
 DRIVER = "535.309.01"
 OTHER_DRIVER = "550.144.03"
 NEXT = ("4081.2.0", "6.6.54-flatcar")
@@ -47,6 +49,19 @@ echo "$1|$driver|$(readlink /opt/nvidia/current)|$libraries|$nodes" >>/run/witne
 [ ! -e "/run/fail/$1" ] || exit 1
 exec sleep infinity
 """
+
+
+@contextmanager
+def booted(suite: str = SUITE, **arguments: Any) -> Iterator[Host]:
+    """A host that is up, for as long as the block lasts."""
+    # Not under pytest's temporary directories: those are kept, and a host's disk is large and of no use afterwards.
+    base = Path(tempfile.mkdtemp(prefix="nvidiad-host-", dir="/var/tmp"))
+    host = Host(f"{os.getpid()}-{base.name[-8:]}", suite, base / "host")
+    try:
+        yield host.up(**arguments)
+    finally:
+        host.down()
+        shutil.rmtree(base, ignore_errors=True)
 
 
 # -- configuration ---------------------------------------------------------------------------------------------------
@@ -400,3 +415,18 @@ def end_state(host: Host, *, engine: bool = True) -> dict[str, object]:
         },
         "containers": host.run("docker", "ps", "-aq", check=True).out if engine else "",
     }
+
+
+# What is in the registry is gone, for it as for those who ask it.
+FORGET = "rm -rf /var/registry/docker"
+
+
+def strip(host: Host) -> None:
+    """Take from a running host everything that nvidiad ever brought, and from its registry every image."""
+    host.systemctl("stop", "nvidiad.service", "nvidiad.socket", "kubelet.service")
+    host.systemctl("stop", "nvidia.service")
+    host.engine_start()
+    gone = "/opt/nvidia/* /opt/nvidia /var/lib/nvidiad/* /run/nvidiad/activation.json /run/witness /run/fail"
+    host.run(f"{FORGET}; docker system prune -af >&2; rm -rf {gone}", check=True)
+    host.systemctl("reset-failed")
+    host.registry_start("plain")

@@ -105,14 +105,15 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["sh", "busybox"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path, busybox: Path) -> Iterator[Bench]:
-    if request.param == "busybox":
-        made = Bench(tmp_path, str(busybox / "sh"), str(busybox))
-    else:
-        made = Bench(tmp_path, shutil.which("dash") or "sh", os.environ["PATH"])
-    made.build()
-    yield made
-    shutil.rmtree(tmp_path)
+def bench(request: pytest.FixtureRequest, busybox: Path) -> Iterator[Bench]:
+    # In memory where there is such a place: a disk that others keep busy takes seconds to sync.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
+        if request.param == "busybox":
+            made = Bench(Path(place), str(busybox / "sh"), str(busybox))
+        else:
+            made = Bench(Path(place), shutil.which("dash") or "sh", os.environ["PATH"])
+        made.build()
+        yield made
 
 
 def test_install_and_again(bench: Bench) -> None:
@@ -366,13 +367,13 @@ def test_a_tool_that_is_missing(bench: Bench, tmp_path: Path, busybox: Path) -> 
 
 
 def test_killed_before_every_command(bench: Bench, tmp_path: Path) -> None:
-    """Each tool is wrapped: before the n-th call it kills the installer and itself."""
+    """Each tool that changes something is wrapped: before the n-th call it kills the installer."""
+    if bench.tools != os.environ["PATH"]:
+        pytest.skip("BusyBox calls its own applets whatever PATH says")
     wrappers = tmp_path / "wrappers"
     wrappers.mkdir()
     counter = tmp_path / "count"
-    for name in (
-        *("awk", "chmod", "cp", "flock", "mkdir", "mv", "readlink", "rm", "sha256sum", "stat", "sync", "wc"),
-    ):
+    for name in ("chmod", "cp", "flock", "mkdir", "mv", "rm", "sha256sum", "sync"):
         real = shutil.which(name, path=bench.tools)
         assert real is not None
         (wrappers / name).write_text(
@@ -380,18 +381,17 @@ def test_killed_before_every_command(bench: Bench, tmp_path: Path) -> None:
             f'[ "$n" -lt "$KILL_AT" ] || kill -9 0\nexec {real} "$@"\n'
         )
         (wrappers / name).chmod(0o755)
-    # A tree that differs is there and current, but not loaded: it is replaced, the longest way there is.
+    # A tree that differs is there: it is replaced, the longest way there is.
     other = tmp_path / "other"
     bench.run(OK)
-    bench.target.parent.parent.parent.rename(other)
+    shutil.copytree(bench.host / "opt", other, symlinks=True)
     bench.build(compiler="another compiler")
     killed = 0
     for number in range(1, 200):
         shutil.rmtree(bench.host / "opt", ignore_errors=True)
-        (bench.host / "opt").mkdir()
-        shutil.copytree(other, bench.host / "opt/nvidia", symlinks=True)
+        shutil.copytree(other, bench.host / "opt", symlinks=True)
         counter.write_text("1\n")
-        with bench.start(PATH=str(wrappers), KILL_AT=str(number)) as process:
+        with bench.start(PATH=f"{wrappers}:{bench.tools}", KILL_AT=str(number)) as process:
             said, _ = process.communicate(timeout=60)
         if process.returncode == 0:
             break
@@ -402,7 +402,7 @@ def test_killed_before_every_command(bench: Bench, tmp_path: Path) -> None:
         bench.run(OK)
         bench.check()
         assert bench.trees.manifest(str(bench.target)).compiler == "another compiler"
-    assert killed > 20
+    assert killed > 10
 
 
 def test_killed_at_random_instants(bench: Bench) -> None:
@@ -469,9 +469,8 @@ def test_reader_reads(bench: Bench) -> None:
 
 
 def test_reader_refuses_what_python_refuses(bench: Bench) -> None:
-    (mark,) = (mark for mark in test_manifest.test_refused.pytestmark if mark.name == "parametrize")
     wrong = []
-    for old, new, reason in mark.args[1]:
+    for old, new, reason in test_manifest.REFUSED:
         code, lines = read(bench, test_manifest.TEXT.replace(old, new, 1))
         if code == 0 and not any(word in reason for word in UNREAD):
             wrong.append(reason)
@@ -523,7 +522,7 @@ def unpack(archive: bytes, place: Path) -> None:
             layer = outer.extractfile(name)
             assert layer is not None
             with tarfile.open(fileobj=io.BytesIO(layer.read())) as inner:
-                inner.extractall(place, filter="fully_trusted")
+                inner.extractall(place, filter="fully_trusted")  # noqa: S202
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change its root directory")
@@ -532,7 +531,7 @@ def test_the_packed_image_installs(tmp_path: Path) -> None:
     tree = payload(tmp_path / "p", driver=DRIVER, release=("flatcar", "3975.2.0"), kernel=KERNEL)
     root = tmp_path / "root"
     unpack(pack_image(tree, "registry.example/nvidia-driver:x"), root)
-    command = ["chroot", str(root), "/install"]
+    command = [shutil.which("chroot", path="/usr/sbin:/sbin:/usr/bin:/bin") or "", str(root), "/install"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}
     )

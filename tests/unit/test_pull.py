@@ -366,7 +366,7 @@ TEXTS: list[tuple[str, int | None, str, Code]] = [
     (
         STORE,
         None,
-        "failed to copy: failed to send write: write /var/lib/containerd/x: no space left on device: unknown",
+        "failed to copy: failed to send write: write /var/lib/x: no space left on device: unknown",
         Code.DISK_FULL,
     ),
     (

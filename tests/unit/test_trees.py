@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from nvidiad.world.trees import LOCK, Trees
 from tests.payload.builder import Fault, entries, payload, spoil, write_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nvidiad.nouns.model import Progress
 
@@ -540,12 +541,19 @@ def small(tree: Path) -> Path:
     return tree
 
 
+@pytest.fixture
+def quick() -> Iterator[Path]:
+    """A place in memory where there is one: a disk that others keep busy takes seconds for so many syncs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
+        yield Path(place)
+
+
 def fresh(root: Path) -> Trees:
     files.remove_tree(root)
     return Trees(root)
 
 
-def test_install_killed_everywhere(tmp_path: Path, tree: Path) -> None:
+def test_install_killed_everywhere(quick: Path, tree: Path) -> None:
     def check(trees: Trees) -> None:
         assert len(trees.list()) <= 1
 
@@ -553,15 +561,15 @@ def test_install_killed_everywhere(tmp_path: Path, tree: Path) -> None:
         trees.verify(trees.install(tree, quiet).path, BUILD)
 
     small(tree)
-    assert killed_everywhere(lambda: fresh(tmp_path / "opt"), install, check) > 30
+    assert killed_everywhere(lambda: fresh(quick / "opt"), install, check) > 30
 
 
-def test_replace_killed_everywhere(tmp_path: Path, tree: Path) -> None:
+def test_replace_killed_everywhere(quick: Path, tree: Path) -> None:
     small(tree)
-    other = small(source(tmp_path / "other", compiler="another compiler"))
+    other = small(source(quick / "other", compiler="another compiler"))
 
     def prepare() -> Trees:
-        trees = fresh(tmp_path / "opt")
+        trees = fresh(quick / "opt")
         trees.select(trees.install(tree, quiet).path)
         return trees
 
@@ -574,12 +582,12 @@ def test_replace_killed_everywhere(tmp_path: Path, tree: Path) -> None:
     assert killed_everywhere(prepare, lambda trees: trees.install(other, quiet), check) > 30
 
 
-def test_select_killed_everywhere(tmp_path: Path, tree: Path) -> None:
-    first = fresh(tmp_path / "opt").install(tree, quiet).path
-    second = Trees(tmp_path / "opt").install(source(tmp_path / "b", "3602.2.0"), quiet).path
+def test_select_killed_everywhere(quick: Path, tree: Path) -> None:
+    first = fresh(quick / "opt").install(tree, quiet).path
+    second = Trees(quick / "opt").install(source(quick / "b", "3602.2.0"), quiet).path
 
     def prepare() -> Trees:
-        trees = Trees(tmp_path / "opt")
+        trees = Trees(quick / "opt")
         trees.select(first)
         return trees
 
@@ -589,12 +597,12 @@ def test_select_killed_everywhere(tmp_path: Path, tree: Path) -> None:
     assert killed_everywhere(prepare, lambda trees: trees.select(second), check) > 3
 
 
-def test_remove_killed_everywhere(tmp_path: Path, tree: Path) -> None:
+def test_remove_killed_everywhere(quick: Path, tree: Path) -> None:
     small(tree)
-    kept = small(source(tmp_path / "b", "3602.2.0"))
+    kept = small(source(quick / "b", "3602.2.0"))
 
     def prepare() -> Trees:
-        trees = fresh(tmp_path / "opt")
+        trees = fresh(quick / "opt")
         trees.install(tree, quiet)
         trees.install(kept, quiet)
         return trees

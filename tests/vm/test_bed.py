@@ -155,7 +155,8 @@ def test_registry_is_stocked_and_engine_starts_on_demand(
     tree = builder.payload(
         tmp_path, driver=DRIVER, release=release, kernel=bed_kernels.a.release, modules=built
     )
-    registry.stock(vm, "nvidia-driver", {"one": image.image(tree)})
+    packed = image.image(tree)
+    registry.stock(vm, "nvidia-driver", {"one": packed})
     vm.run("sync", check=True)
     vm.power_cut()
     vm.boot()
@@ -163,7 +164,7 @@ def test_registry_is_stocked_and_engine_starts_on_demand(
     assert vm.run("systemctl -q is-active docker").rc != 0
     vm.wait_for("curl -sf http://127.0.0.1:5000/v2/")
     vm.run(f"docker pull -q {name}", 180, check=True)
-    assert image.image(tree).digest in vm.output(f"docker inspect -f '{{{{.RepoDigests}}}}' {name}")
+    assert packed.digest in vm.output(f"docker inspect -f '{{{{.RepoDigests}}}}' {name}")
 
 
 def test_files_travel(vm: Machine, bed_kernels: Kernels) -> None:

@@ -1,0 +1,588 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images against real engines (Debian 12's, Debian 13's, its containerd store) and real registries."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.beds.common import CHECKOUT
+from tests.host.bed import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ENGINES = ("bookworm", "trixie", "trixie-containerd")
+PLAIN, TLS, AUTH = "127.0.0.1:5000", "reg.test:5443", "reg.test:5444"
+NOWHERE = "sha256:" + "0" * 64
+BLOBS = "/var/registry/docker/registry/v2/blobs/sha256"
+# The real installer has tests of its own: this one only does what a test writes into /tmp/act on the host.
+DOCKERFILE = """FROM scratch
+COPY busybox /bin/sh
+COPY first /
+COPY second /
+LABEL io.nvidiad.driver={label}
+ENTRYPOINT ["/bin/sh", "-c", "echo . >>/rootfs/opt/runs; echo root=$NVIDIAD_ROOT; . /rootfs/tmp/act; echo end"]
+"""
+SCRIPT = """
+import json, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from nvidiad.nouns.errors import Failure
+from nvidiad.world.images import DockerImages, Timeouts
+
+task = json.loads(sys.argv[1])
+auth = Path(task["auth"]) if "auth" in task else None
+images = DockerImages(task["socket"], auth, Timeouts(5, task["stall"], task["total"]))
+told, out, begun = [], {"code": "", "sentence": "", "lines": []}, time.monotonic()
+
+
+def tell(progress):
+    told.append((time.monotonic(), progress.done))
+    if progress.step == "install-tree":
+        out["lines"].append(progress.detail)
+        print(progress.detail, file=sys.stderr, flush=True)
+
+
+def work():
+    out["digest"] = digest = task["digest"] or images.resolve(task["reference"])
+    if "pull" in task["verbs"]:
+        images.pull(task["reference"], digest, tell)
+    if "labels" in task["verbs"]:
+        out["labels"] = images.labels(task["reference"], digest)
+    if "install" in task["verbs"]:
+        images.install(task["reference"], digest, Path(task["root"]), tell)
+
+
+if task["interrupt"]:
+    threading.Timer(task["interrupt"], images.interrupt).start()
+try:
+    # As the daemon does it: a worker that the interpreter waits for when it ends.
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(work).result()
+except Failure as failure:
+    out |= {"code": failure.code, "sentence": failure.sentence, "remedy": failure.remedy, "retry": failure.retry}
+out |= {"seconds": time.monotonic() - begun, "told": len(told), "bytes": max([done for _, done in told], default=0)}
+print(json.dumps(out))
+"""
+
+
+@dataclass
+class Bed:
+    """A host whose engine has no images, the image that its registry has, and nvidiad's side of it."""
+
+    host: Host
+    store: str
+    digest: str
+    layer: str
+    """The digest of the image's largest layer."""
+    timers: list[threading.Timer] = field(default_factory=list)
+
+    def command(self, reference: str, *verbs: str, **task: Any) -> list[str]:
+        given: dict[str, Any] = {"reference": reference, "verbs": verbs, "digest": "", "root": "/opt"}
+        given |= {"socket": "/run/docker.sock", "stall": 10, "total": 60, "interrupt": 0, **task}
+        return ["/opt/nvidiad/bin/python3", "/etc/bed/images.py", json.dumps(given)]
+
+    def act(self, reference: str, *verbs: str, **task: Any) -> dict[str, Any]:
+        """Let nvidiad's code act inside the host; its interpreter must end soon after the work does."""
+        result = self.host.run(*self.command(reference, *verbs, **task), timeout=120, check=True)
+        done: dict[str, Any] = result.json()
+        assert result.seconds < done["seconds"] + 8
+        return done
+
+    def installer(self, text: str) -> None:
+        self.host.write("/tmp/act", text + "\n")
+        self.host.path("/opt/runs").unlink(missing_ok=True)
+
+    def runs(self) -> int:
+        return len(self.host.read("/opt/runs").splitlines())
+
+    def containers(self) -> str:
+        return self.host.run("docker ps -aq", check=True).out
+
+    def images(self) -> list[str]:
+        shown = self.host.run(
+            "docker images -a --digests --format '{{.Repository}} {{.Digest}}'", check=True
+        ).out
+        return shown.splitlines()
+
+    def clean(self) -> None:
+        self.host.run(
+            "docker rm -f $(docker ps -aq); docker rmi -f $(docker images -aq); docker system prune -af"
+        )
+
+    def later(self, seconds: float, action: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, action)
+        self.timers.append(timer)
+        timer.start()
+
+    @contextmanager
+    def slow_network(self) -> Iterator[None]:
+        """5 MB/s from the registries, so that there is a middle of a pull."""
+        self.host.run("tc qdisc add dev lo root tbf rate 40mbit burst 512k limit 8m", check=True)
+        try:
+            yield
+        finally:
+            for timer in self.timers:
+                timer.join()
+            self.host.run("tc qdisc del dev lo root", check=True)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def shared(request: pytest.FixtureRequest) -> Iterator[Bed]:
+    suite, _, store = request.param.partition("-")
+    directory = Path(tempfile.mkdtemp(prefix="nvidiad-images-", dir="/var/tmp"))
+    host = Host(f"images-{os.getpid()}-{request.param}", suite, directory / "host")
+    # The engine's own five attempts take more than 80 seconds.
+    settings: dict[str, object] = {"max-download-attempts": 2}
+    if store:
+        settings["features"] = {"containerd-snapshotter": True}
+    try:
+        host.up(
+            gpu=False, update_engine=False, registries=("plain", "tls", "auth"), engine_settings=settings
+        )
+        host.put(CHECKOUT / "nvidiad", f"/opt/nvidiad/lib/{host.python}/site-packages/nvidiad")
+        host.write("/etc/bed/images.py", SCRIPT)
+        files = {"first": os.urandom(4 << 20), "second": os.urandom(32 << 20)}
+        digest = host.image(f"{PLAIN}/nv:1", files, DOCKERFILE.format(label="535.309.01"))
+        manifest = json.loads(host.read(f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"))
+        layer = max(manifest["layers"], key=lambda layer: layer["size"])["digest"]
+        yield Bed(host, store, digest, layer)
+    finally:
+        host.down()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def bed(shared: Bed) -> Bed:
+    shared.clean()
+    shared.timers.clear()
+    shared.installer("")
+    return shared
+
+
+# -- in health -------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_resolved_pulled_read_and_run(bed: Bed) -> None:
+    done = bed.act(f"{PLAIN}/nv:1", "pull", "labels", "install")
+    assert (done["code"], done["sentence"]) == ("", "")
+    assert done["digest"] == bed.digest
+    assert done["labels"]["io.nvidiad.driver"] == "535.309.01"
+    assert done["lines"] == ["root=", "end"]
+    assert done["bytes"] > 36 << 20
+    assert bed.runs() == 1
+    assert bed.containers() == ""
+
+
+def test_a_second_pull_asks_nobody(bed: Bed) -> None:
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    bed.host.registry_stop("plain")
+    try:
+        done = bed.act(f"{PLAIN}/nv:1", "pull", "labels", "install", digest=bed.digest)
+    finally:
+        bed.host.registry_start("plain")
+    assert (done["code"], done["sentence"]) == ("", "")
+    assert done["bytes"] == 0
+
+
+def test_a_reference_with_a_digest_names_itself(bed: Bed) -> None:
+    done = bed.act(f"{PLAIN}/nv:1@{bed.digest}", "pull", "labels")
+    assert (done["code"], done["digest"]) == ("", bed.digest)
+
+
+def test_another_root_is_handed_to_the_installer(bed: Bed) -> None:
+    done = bed.act(f"{PLAIN}/nv:1", "pull", "install", root="/var/opt")
+    assert done["lines"] == ["root=/var/opt", "end"]
+
+
+def test_the_container_is_what_the_documented_command_makes(bed: Bed) -> None:
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    bed.installer("while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
+    bed.host.run(
+        "rm -f /tmp/go; docker run -d --rm --privileged -v /:/rootfs --name by-hand $(docker images -q)",
+        check=True,
+    )
+    with bed.host.popen(*bed.command(f"{PLAIN}/nv:1", "install", digest=bed.digest)) as process:
+        bed.host.wait(lambda: len(bed.containers().split()) == 2, "both containers run")
+        ours, theirs = (
+            bed.host.run("docker", "inspect", name, check=True).json()[0]
+            for name in (f"nvidiad-install-{bed.digest[7:19]}", "by-hand")
+        )
+        bed.host.write("/tmp/go", "")
+        process.communicate(timeout=30)
+    for settings in (ours["HostConfig"], theirs["HostConfig"]):
+        # What the command line adds is the size of a terminal, and the kind of nothing.
+        settings.pop("ConsoleSize", None)
+    differing = {
+        key
+        for key in ours["HostConfig"].keys() | theirs["HostConfig"].keys()
+        if (ours["HostConfig"].get(key) or None) != (theirs["HostConfig"].get(key) or None)
+    }
+    assert differing <= {
+        "NetworkMode",
+        "RestartPolicy",
+        "MemorySwappiness",
+        "OomKillDisable",
+        "CgroupnsMode",
+    }, differing
+    assert ours["HostConfig"]["Binds"] == ["/:/rootfs"]
+    assert ours["HostConfig"]["Privileged"] is True
+    assert ours["HostConfig"]["AutoRemove"] is True
+    assert ours["Config"]["Env"] == theirs["Config"]["Env"]
+    bed.host.wait(lambda: bed.containers() == "", "both containers are gone")
+
+
+# -- what is not there, or not for us --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "says"),
+    [
+        (f"{PLAIN}/nv:9", "image-missing", "not in the registry"),
+        (f"{PLAIN}/nope:1", "image-missing", "not in the registry"),
+        ("127.0.0.1:5999/nv:1", "registry-unreachable", "connection refused"),
+        ("10.99.0.1:5999/nv:1", "registry-unreachable", "connection refused"),
+        ("no.such.test/nv:1", "registry-unreachable", "no.such.test"),
+        ("10.200.0.1:5000/nv:1", "registry-unreachable", "network is unreachable"),
+        (f"{AUTH}/nv:1", "registry-auth", "no basic auth credentials"),
+        (f"{PLAIN}/NV:1", "config-invalid", "lowercase"),
+        ("https://reg.test/nv:1", "config-invalid", "not an image reference"),
+    ],
+)
+def test_what_cannot_be_had_is_told_apart(bed: Bed, reference: str, code: str, says: str) -> None:
+    asked, pulled = bed.act(reference), bed.act(reference, "pull", digest=NOWHERE)
+    for done in (asked, pulled):
+        assert done["code"] == code, done
+        assert reference in done["sentence"] and says in done["sentence"]
+        assert done["remedy"]
+        assert done["retry"] is (code != "config-invalid")
+        assert done["seconds"] < 9
+    assert bed.images() == []
+
+
+def test_an_unknown_authority_is_said_so(bed: Bed) -> None:
+    bed.host.run("mv /etc/docker/certs.d /etc/docker/certs.off", check=True)
+    try:
+        asked, pulled = bed.act(f"{TLS}/nv:1"), bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest)
+    finally:
+        bed.host.run("mv /etc/docker/certs.off /etc/docker/certs.d", check=True)
+    for done in (asked, pulled):
+        assert done["code"] == "registry-tls", done
+        assert "unknown authority" in done["sentence"]
+        assert f"/etc/docker/certs.d/{TLS}/ca.crt" in done["remedy"]
+    assert bed.act(f"{TLS}/nv:1", "pull")["code"] == ""
+
+
+def test_credentials_come_from_the_configured_file_only(bed: Bed) -> None:
+    def auth(user: str) -> str:
+        encoded = base64.b64encode(user.encode()).decode()
+        bed.host.write("/etc/auth.json", json.dumps({"auths": {AUTH: {"auth": encoded}}}))
+        return "/etc/auth.json"
+
+    wrong = auth("user:wrong")
+    for done in (
+        bed.act(f"{AUTH}/nv:1", auth=wrong),
+        bed.act(f"{AUTH}/nv:1", "pull", auth=wrong, digest=bed.digest),
+    ):
+        assert done["code"] == "registry-auth", done
+        assert "nauthorized" in done["sentence"] and AUTH in done["remedy"]
+        assert "wrong" not in done["sentence"]
+    right = auth("user:secret")
+    # root's own credentials are no business of the daemon's, and a broken file of root's no reason to fail.
+    bed.host.run("mkdir -p /root/.docker && cp /etc/auth.json /root/.docker/config.json", check=True)
+    assert bed.act(f"{AUTH}/nv:1")["code"] == "registry-auth"
+    bed.host.write("/root/.docker/config.json", '{"auths": {"x": {"auth": "%"}}, "credsStore": 5')
+    try:
+        assert bed.act(f"{AUTH}/nv:1", "pull", "labels", auth=right)["code"] == ""
+    finally:
+        bed.host.run("rm -r /root/.docker", check=True)
+    bed.host.write("/etc/auth.json", "{")
+    done = bed.act(f"{AUTH}/nv:1", auth=right)
+    assert done["code"] == "config-invalid" and "/etc/auth.json" in done["sentence"]
+    assert bed.act(f"{AUTH}/nv:1", auth="/etc/not-there.json")["code"] == "registry-auth"
+
+
+# -- registries and engines that fail in the middle ------------------------------------------------------------------
+
+
+def test_a_frozen_registry_is_noticed_in_time(bed: Bed) -> None:
+    with bed.slow_network():
+        bed.later(1.5, lambda: bed.host.registry_freeze("tls"))
+        try:
+            done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest, stall=2)
+            assert done["code"] == "registry-stalled", done
+            assert 3 < done["seconds"] < 12
+            assert 0 < done["bytes"] < 36 << 20
+            assert done["told"] < 4 * done["seconds"] + 2
+            done = bed.act(f"{TLS}/nv:1", stall=2)
+            assert done["code"] == "registry-stalled", done
+            assert done["seconds"] < 9
+        finally:
+            bed.host.registry_thaw("tls")
+    assert bed.act(f"{TLS}/nv:1", "pull", "labels")["code"] == ""
+
+
+def test_a_registry_that_dies_is_unreachable(bed: Bed) -> None:
+    with bed.slow_network():
+        bed.later(1.5, lambda: bed.host.registry_kill("tls"))
+        try:
+            done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest, stall=30)
+        finally:
+            bed.host.registry_start("tls")
+    assert done["code"] == "registry-unreachable", done
+    assert TLS in done["sentence"]
+    assert bed.act(f"{TLS}/nv:1", "pull", "labels")["code"] == ""
+
+
+def test_a_pull_ends_at_the_total_limit(bed: Bed) -> None:
+    with bed.slow_network():
+        done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest, total=2)
+    assert done["code"] == "pull-timeout", done
+    assert 1.9 < done["seconds"] < 8
+    assert bed.images() == []
+
+
+def test_a_pull_is_cancelled_from_another_thread(bed: Bed) -> None:
+    with bed.slow_network():
+        done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest, interrupt=1.5)
+    assert done["code"] == "command-failed", done
+    assert done["seconds"] < 7
+    assert bed.images() == []
+
+
+def test_an_engine_that_restarts_is_lost_and_found(bed: Bed) -> None:
+    with bed.slow_network():
+        bed.later(1.5, bed.host.engine_restart)
+        done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest)
+    assert done["code"] == "engine-lost", done
+    assert bed.act(f"{TLS}/nv:1", "pull", "labels")["code"] == ""
+
+
+def test_an_engine_that_hangs_is_not_taken_for_the_registry(bed: Bed) -> None:
+    with bed.slow_network():
+        bed.later(1.5, bed.host.engine_freeze)
+        try:
+            done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest, stall=2)
+            assert done["code"] == "engine-lost", done
+            done = bed.act(f"{TLS}/nv:1", "labels", digest=bed.digest, stall=2)
+            assert done["code"] == "engine-unreachable", done
+            assert "no answer for 2 s" in done["sentence"]
+        finally:
+            bed.host.engine_thaw()
+
+
+def test_an_engine_that_is_not_there_is_said_so(bed: Bed) -> None:
+    bed.host.engine_stop()
+    try:
+        done = bed.act(f"{PLAIN}/nv:1", "pull")
+        assert done["code"] == "engine-unreachable", done
+        assert "/run/docker.sock" in done["sentence"]
+        done = bed.act(f"{PLAIN}/nv:1", socket="unix:///run/nothing.sock")
+        assert done["code"] == "engine-unreachable" and "No such file" in done["sentence"]
+    finally:
+        bed.host.engine_start()
+
+
+@contextmanager
+def damaged(bed: Bed, digest: str, command: str) -> Iterator[None]:
+    """A blob of the registry with a command done to it; $f is the file."""
+    blob = f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"
+    bed.host.run(f"f={blob}; cp $f /var/tmp/kept; {command}", check=True)
+    try:
+        yield
+    finally:
+        bed.host.run(f"cp /var/tmp/kept {blob}", check=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["printf XXXX | dd of=$f bs=1 seek=1000000 conv=notrunc", "truncate -s 1000000 $f", "rm $f"],
+    ids=["changed", "short", "missing"],
+)
+def test_what_is_damaged_in_the_registry_is_never_there(bed: Bed, command: str) -> None:
+    if bed.store:
+        pytest.skip("the containerd store keeps the good blob for a while after its image is removed")
+    with damaged(bed, bed.layer, command):
+        done = bed.act(f"{PLAIN}/nv:1", "pull", digest=bed.digest)
+    assert done["code"] == "image-corrupt", done
+    assert bed.images() == []
+
+
+def test_a_failed_pull_never_gives_the_older_image_of_the_tag(bed: Bed) -> None:
+    old = {"first": b"old", "second": b"old"}
+    bed.host.image(f"{PLAIN}/moved:1", old, DOCKERFILE.format(label="old"))
+    bed.clean()
+    before = bed.act(f"{PLAIN}/moved:1", "pull", "labels")
+    bed.host.run("docker", "pull", "-q", f"{PLAIN}/moved:1", check=True)  # by tag, as a person does
+    new = {"first": os.urandom(1 << 20), "second": b"new"}
+    digest = bed.host.image(f"{PLAIN}/moved:new", new, DOCKERFILE.format(label="new"))
+    layers = json.loads(bed.host.read(f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"))["layers"]
+    bed.host.run("docker", "rmi", "-f", f"{PLAIN}/moved:new", check=True)
+    bed.host.run("docker system prune -f; ctr -n moby content prune references --async=false", check=False)
+    copy = ["skopeo", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"]
+    bed.host.run(*copy, f"docker://{PLAIN}/moved:new", f"docker://{PLAIN}/moved:1", check=True)
+    with damaged(bed, max(layers, key=lambda layer: layer["size"])["digest"], "rm $f"):
+        done = bed.act(f"{PLAIN}/moved:1", "pull", "labels", "install")
+        assert done["code"] == "image-corrupt", done
+        assert done["digest"] == digest != before["digest"]
+        local = bed.host.run("docker", "image", "inspect", f"{PLAIN}/moved:1", check=True).json()[0]
+        assert (
+            local["Config"]["Labels"]["io.nvidiad.driver"] == "old"
+        )  # what the SDK's own pull would have returned
+        for verb in ("labels", "install"):
+            done = bed.act(f"{PLAIN}/moved:1", verb, digest=digest)
+            assert done["code"] == "image-failed" and "no longer" in done["sentence"], done
+    assert not bed.host.exists("/opt/runs")
+    done = bed.act(f"{PLAIN}/moved:1", "pull", "labels")
+    assert done["labels"]["io.nvidiad.driver"] == "new"
+
+
+def test_a_full_disk_of_the_engine_is_said_so(bed: Bed) -> None:
+    place = "/var/lib/containerd" if bed.store else "/var/lib/docker"
+    bed.host.engine_stop()
+    bed.host.systemctl("stop", "containerd.service")
+    bed.host.run(f"mount -t tmpfs -o size=20m tmpfs {place}", check=True)
+    try:
+        bed.host.engine_start()
+        done = bed.act(f"{PLAIN}/nv:1", "pull")
+    finally:
+        bed.host.engine_stop()
+        bed.host.systemctl("stop", "containerd.service")
+        bed.host.run(f"umount -l {place}", check=True)
+        bed.host.engine_start()
+    assert done["code"] == "disk-full", done
+    assert done["retry"]
+
+
+# -- the installer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "says"),
+    [
+        ("echo the manifest is refused; exit 65", "manifest-invalid", "the manifest is refused"),
+        ("echo cp: No space left on device; exit 73", "disk-full", "No space left"),
+        ("echo cp: Read-only file system; exit 73", "read-only", "Read-only"),
+        ("exit 74", "tree-invalid", "root="),
+        ("exit 75", "image-failed", "another installation"),
+        ("echo is the tree of the loaded driver; exit 77", "module-in-use", "loaded driver"),
+        ("echo odd >&2; exit 9", "image-failed", "status 9: odd"),
+        ("exit 137", "image-failed", "was killed"),
+    ],
+)
+def test_a_failed_installer_is_quoted(bed: Bed, act: str, code: str, says: str) -> None:
+    bed.installer(act)
+    done = bed.act(f"{PLAIN}/nv:1", "pull", "install")
+    assert done["code"] == code, done
+    assert says in done["sentence"]
+    assert f"{PLAIN}/nv:1" in done["sentence"]
+    assert bed.containers() == ""
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        "FROM scratch\nCOPY busybox /\n",
+        'FROM scratch\nCOPY busybox /\nENTRYPOINT ["/install"]\n',
+        'FROM scratch\nCOPY text /install\nENTRYPOINT ["/install"]\n',
+    ],
+    ids=["no command", "no installer", "not a program"],
+)
+def test_an_image_that_is_no_driver_image_is_foreign(bed: Bed, dockerfile: str) -> None:
+    bed.host.image(f"{PLAIN}/foreign:1", {"text": "just text"}, dockerfile)
+    bed.clean()
+    done = bed.act(f"{PLAIN}/foreign:1", "pull", "install")
+    assert done["code"] == "image-foreign", done
+    assert not done["retry"]
+    bed.host.wait(lambda: bed.containers() == "", "no container is left")
+
+
+def test_an_installer_that_does_not_end_is_ended(bed: Bed) -> None:
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    bed.installer("sleep 60 & wait")
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest, total=2)
+    assert done["code"] == "image-failed" and "did not end within 2 s" in done["sentence"], done
+    assert done["seconds"] < 12
+    bed.host.wait(lambda: bed.containers() == "", "no container is left")
+
+
+def started(bed: Bed, **task: Any) -> None:
+    """An installer at work, whose nvidiad was killed."""
+    bed.installer("echo begun; while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
+    bed.host.path("/tmp/go").unlink(missing_ok=True)
+    with bed.host.popen(*bed.command(f"{PLAIN}/nv:1", "pull", "install", **task)) as process:
+        assert process.stderr is not None
+        while process.stderr.readline().strip() != "begun":
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_running_installer_is_adopted(bed: Bed) -> None:
+    started(bed)
+    bed.later(1, lambda: bed.host.write("/tmp/go", ""))
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert (done["code"], done["sentence"]) == ("", "")
+    assert done["lines"] == ["root=", "begun", "end"]
+    assert bed.runs() == 1
+    assert bed.containers() == ""
+
+
+def test_an_adopted_installer_that_fails_is_quoted(bed: Bed) -> None:
+    started(bed)
+    bed.later(1, lambda: bed.host.run("docker kill $(docker ps -q)"))
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert done["code"] == "image-failed" and "was killed" in done["sentence"], done
+    assert bed.containers() == ""
+
+
+def test_an_installer_for_another_root_is_not_adopted(bed: Bed) -> None:
+    started(bed, root="/var/opt")
+    bed.host.write("/tmp/go", "")
+    bed.host.write("/tmp/act", "true\n")
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert (done["code"], done["lines"]) == ("", ["root=", "end"])
+
+
+def test_an_interrupted_install_goes_on_and_is_adopted(bed: Bed) -> None:
+    bed.installer("while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
+    bed.host.path("/tmp/go").unlink(missing_ok=True)
+    done = bed.act(f"{PLAIN}/nv:1", "pull", "install", interrupt=3)
+    assert done["code"] == "command-failed", done
+    assert bed.containers() != ""
+    bed.host.write("/tmp/go", "")
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert done["code"] == "" and bed.runs() <= 2, done
+
+
+def test_a_dead_container_of_the_name_is_removed(bed: Bed) -> None:
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    name = f"nvidiad-install-{bed.digest[7:19]}"
+    bed.host.run("docker", "create", "--name", name, f"{PLAIN}/nv@{bed.digest}", check=True)
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert (done["code"], bed.containers(), bed.runs()) == ("", "", 1)
+
+
+def test_an_engine_that_dies_under_an_installer_is_no_dead_end(bed: Bed) -> None:
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    bed.installer("while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
+    bed.host.path("/tmp/go").unlink(missing_ok=True)
+    bed.later(1.5, lambda: bed.host.kill("docker.service", whom="main"))
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert done["code"] == "engine-lost", done
+    bed.host.write("/tmp/go", "")
+    bed.host.engine_restart()
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert (done["code"], done["sentence"], bed.containers()) == ("", "", "")

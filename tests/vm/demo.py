@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo`: the main job on a machine shaped like Container Linux, told as a timeline."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.beds.common import BedError
+from tests.vm import product, road
+from tests.vm.channel import MachineError
+from tests.vm.disk import RELEASES, disk
+from tests.vm.kernels import kernels
+from tests.vm.machine import Machine
+
+UNITS = ("nvidiad", "nvidia", "nvidia-persistenced", "kubelet")
+
+
+class Timeline:
+    """Says what happens, when, counted from the start of the demo."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def say(self, what: str) -> None:
+        print(f"[{time.monotonic() - self._began:6.1f} s] {what}", flush=True)
+
+    def station(self, machine: Machine, title: str) -> None:
+        """A station of the road: the guest's own journal, and what `nvidiad status` says there."""
+        print(f"\n  {title}: what the host's journal says (seconds since its kernel started)")
+        for seconds, who, message in road.journal(machine, UNITS):
+            print(f"    {seconds:7.2f}  {who}: {message}")
+        told = road.text(machine)
+        print("\n  $ nvidiad status")
+        for line in told.text.rstrip().splitlines():
+            print(f"  {line}")
+        print(f"  (exit status {told.exit_status})\n", flush=True)
+
+
+def main() -> int:
+    """Run the demo; 0 when every station was as it should be."""
+    timeline = Timeline()
+    try:
+        with tempfile.TemporaryDirectory(prefix="nvidiad-demo-", dir="/var/tmp") as folder:
+            show(timeline, Path(folder))
+    except (AssertionError, BedError, MachineError) as error:
+        timeline.say(f"demo: failed: {error}")
+        return 1
+    timeline.say("every station was as it should be")
+    print("demo: ok")
+    return 0
+
+
+def show(timeline: Timeline, folder: Path) -> None:
+    """OS A, an unattended update to OS B, and a boot without registry and engine."""
+    timeline.say("preparing the virtual machine (a few minutes the first time, then it is kept)")
+    disk()
+    slots = kernels().slots
+    for slot, kernel in slots.items():
+        timeline.say(f"slot {slot}: OS {RELEASES[slot]} with Debian's kernel {kernel.release}")
+    with Machine(folder / "machine") as machine:
+        machine.boot("A", card=True)
+        timeline.say(f"the host runs OS A, {machine.seconds:.1f} s after power-on; no driver, no image")
+        product.install(machine)
+        road.configure(machine)
+        machine.run("systemctl enable -q --now docker.socket docker-registry kubelet nvidiad", 180)
+        machine.run("systemctl stop nvidiad kubelet nvidia", 180)
+        road.publish_both(machine, folder / "payload", kernels())
+        timeline.say("the registry holds the images for OS A and OS B (stand-in drivers)")
+        first_installation(timeline, machine)
+        update(timeline, machine)
+        offline(timeline, machine)
+
+
+def first_installation(timeline: Timeline, machine: Machine) -> None:
+    timeline.say("$ systemctl start nvidiad")
+    machine.run("systemctl start nvidiad", check=True)
+    road.wait_phase(machine, "ready")
+    timeline.say("ready: pulled, verified, installed, loaded")
+    check(machine, "A")
+    timeline.station(machine, "first installation on OS A")
+
+
+def update(timeline: Timeline, machine: Machine) -> None:
+    timeline.say("the OS updates itself: slot B gets the higher priority, and the host reboots unattended")
+    machine.set_next_slot("B")
+    machine.reboot()
+    timeline.say(f"the boot loader took slot {machine.slot}; multi-user after {machine.seconds:.1f} s")
+    road.wait_phase(machine, "ready")
+    timeline.say("ready again, with the driver for OS B")
+    check(machine, "B")
+    timeline.station(machine, "after the update to OS B")
+
+
+def offline(timeline: Timeline, machine: Machine) -> None:
+    timeline.say("registry and container engine are taken away, and the host reboots once more")
+    machine.run("systemctl disable -q --now docker.socket docker docker-registry", 180, check=True)
+    machine.reboot("B")
+    road.wait_phase(machine, "ready")
+    timeline.say("ready without a network, a registry or a container engine")
+    check(machine, "B")
+    for unit in ("docker", "docker-registry"):
+        assert machine.run(f"systemctl is-active {unit}").out.strip() != "active", f"{unit} runs"
+    timeline.station(machine, "third boot, offline")
+
+
+def check(machine: Machine, slot: str) -> None:
+    """The driver in force is the one for this slot, and the kubelet came after it."""
+    machine.wait_unit("kubelet.service")
+    document = road.status(machine)
+    assert document["os"]["version"] == RELEASES[slot], document["os"]
+    assert document["driver"]["current"].endswith(f"/{road.DRIVER}/{RELEASES[slot]}"), document["driver"]
+    assert document["driver"]["loaded"] == road.DRIVER, document["driver"]
+    assert document["gpus"][0]["bound"] == "nvidia", document["gpus"]
+    vermagic = machine.output("modinfo -F vermagic /opt/nvidia/current/lib/modules/*/nvidia.ko").split()[0]
+    assert vermagic == kernels().slots[slot].release == machine.output("uname -r").strip(), vermagic
+    driver, persistence, kubelet = (
+        machine.active_since(unit)
+        for unit in ("nvidia.service", "nvidia-persistenced.service", "kubelet.service")
+    )
+    assert driver <= persistence <= kubelet, (driver, persistence, kubelet)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

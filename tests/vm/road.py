@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests and the demo do on the road in the VM: configure, publish images, wait for a phase, tell times."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.payload import builder, image
+from tests.vm import modules, registry
+from tests.vm.disk import RELEASES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from tests.vm.kernels import Kernel, Kernels
+    from tests.vm.machine import Machine
+
+DRIVER = "535.309.01"
+REPOSITORY = "nvidia-driver"
+NVIDIAD = "/opt/nvidiad/bin/nvidiad"
+CONFIGURATION = f"""\
+[driver]
+version = "{DRIVER}"
+host-modules = []
+
+[image]
+repository = "{registry.ADDRESS}/{REPOSITORY}"
+
+[daemon]
+retry-initial = 2
+retry-maximum = 8
+"""
+# Under emulation everything takes some fifteen times what it takes on a host.
+READY_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What `nvidiad status` said at some moment."""
+
+    exit_status: int
+    text: str
+
+
+def configure(vm: Machine, more: str = "") -> None:
+    """Write the configuration, with another fragment behind it."""
+    vm.run("mkdir -p /etc/nvidiad/conf.d", check=True)
+    vm.put(CONFIGURATION.encode(), "/etc/nvidiad/nvidiad.toml")
+    if more:
+        vm.put(more.encode(), "/etc/nvidiad/conf.d/50-test.toml")
+
+
+def payload(folder: Path, slot: str, kernel: Kernel, *, driver: str = DRIVER) -> Path:
+    """A payload tree for a slot's OS release, with stand-in modules compiled for a kernel."""
+    release = RELEASES[slot]
+    folder.mkdir(parents=True, exist_ok=True)
+    return builder.payload(
+        folder / f"{slot}-{kernel.release}-{driver}",
+        driver=driver,
+        release=("flatcar", release),
+        kernel=kernel.release,
+        modules=modules.build(kernel, driver),
+    )
+
+
+def publish(vm: Machine, trees: Iterable[Path]) -> None:
+    """Have the guest's registry serve the images of these trees."""
+    packed = {f"{tree.name}-{tree.parent.name}": image.image(tree) for tree in trees}
+    registry.stock(vm, REPOSITORY, packed)
+
+
+def publish_both(vm: Machine, folder: Path, kernels: Kernels) -> None:
+    """Images for both slots, as a build pipeline would have made them."""
+    publish(vm, [payload(folder, slot, kernel) for slot, kernel in kernels.slots.items()])
+
+
+def install(vm: Machine, tree: Path, name: str = "payload.tar") -> None:
+    """Put a payload tree into the guest and install it by hand, without an engine."""
+    import io
+    import tarfile
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as tar:
+        tar.add(tree, arcname="tree")
+    vm.put(out.getvalue(), f"/tmp/{name}")
+    vm.run(f"rm -rf /tmp/tree && tar -C /tmp -xzf /tmp/{name}", check=True)
+    vm.run(f"{NVIDIAD} install /tmp/tree", check=True)
+
+
+def status(vm: Machine) -> dict[str, Any]:
+    """The status document; the daemon must be running."""
+    found: dict[str, Any] = json.loads(vm.run(f"{NVIDIAD} status --json=short").out)
+    return found
+
+
+def text(vm: Machine) -> Told:
+    """The status as a person reads it."""
+    done = vm.run(f"{NVIDIAD} status")
+    return Told(done.rc, done.out + done.err)
+
+
+def wait_phase(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> dict[str, Any]:
+    """Poll the status until it says this phase; fails with what it said last."""
+    end = time.monotonic() + seconds
+    told = ""
+    while time.monotonic() < end:
+        done = vm.run(f"{NVIDIAD} status --json=short")
+        told = done.out or done.err
+        if done.out:
+            document: dict[str, Any] = json.loads(done.out)
+            if document["phase"] == phase:
+                return document
+    raise AssertionError(f"not {phase} within {seconds:.0f} s; last: {told}\n{vm.last_words()}")
+
+
+def journal(vm: Machine, units: Iterable[str]) -> list[tuple[float, str, str]]:
+    """This boot's messages of units: seconds since the kernel started, who, what."""
+    selected = " ".join(f"-u {unit}" for unit in units)
+    lines = vm.output(f"journalctl -b -o json --no-pager {selected}").splitlines()
+    found = []
+    for line in lines:
+        entry = json.loads(line)
+        who = str(entry.get("SYSLOG_IDENTIFIER", ""))
+        found.append((int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6, who, str(entry.get("MESSAGE", ""))))
+    return found
