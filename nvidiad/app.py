@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from nvidiad.thought.config import Settings
     from nvidiad.verbs.ports import Bus, Log
 
-CONFIGURATION = Path("/etc/nvidiad/nvidiad.toml")
 RUNTIME = Path("run/nvidiad")
 STATE = Path("var/lib/nvidiad")
 # Reasons for which a host without a driver is in order, and its gated units may go.

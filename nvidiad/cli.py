@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
 
     from nvidiad.nouns.errors import Failure
 
@@ -16,6 +17,7 @@ OK, FAILED, USAGE, NOT_RUNNING, NOT_READY = range(5)
 # Nothing is missing that this host should have.
 _IN_ORDER = ("ready", "no-gpu", "standing-back")
 
+CONFIGURATION = "/etc/nvidiad/nvidiad.toml"
 _FAST = {"": "off", "--json=off": "off", "--json=short": "short", "--json=pretty": "pretty"}
 
 _EPILOG = """\
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nvidiad.rim.client import SOCKET
 
             return _status(SOCKET, style)
+        if given in (["activate"], ["deactivate"]):
+            return _activate_host(given[0])
         return _dispatch(given)
     except KeyboardInterrupt:
         return 130
@@ -74,8 +78,8 @@ def _dispatch(given: list[str]) -> int:
             from nvidiad import app
 
             return app.run_daemon(options.config, options.root)
-        case _:
-            return _activate(options)
+        case verb:
+            return _activate(verb, options.config, options.root)
 
 
 def _parse(given: list[str]) -> argparse.Namespace:
@@ -93,7 +97,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", choices=("pretty", "short", "off"), default="off", help="print JSON")
-    common.add_argument("--config", type=Path, default=Path("/etc/nvidiad/nvidiad.toml"), metavar="FILE")
+    common.add_argument("--config", type=Path, default=Path(CONFIGURATION), metavar="FILE")
     common.add_argument(
         "--root", type=Path, default=Path("/"), metavar="PATH", help="look at the host below PATH"
     )
@@ -309,14 +313,21 @@ def _gc(options: argparse.Namespace) -> int:
     return OK
 
 
-def _activate(options: argparse.Namespace) -> int:
+def _activate_host(verb: str) -> int:
+    """What nvidia.service runs, on the way to every kubelet start."""
+    from pathlib import Path
+
+    return _activate(verb, Path(CONFIGURATION), Path("/"))
+
+
+def _activate(verb: str, configuration: Path, root: Path) -> int:
     import os
 
     from nvidiad import app
     from nvidiad.world.journal import PlainLog
 
-    do = app.activate if options.verb == "activate" else app.deactivate
-    return do(options.config, options.root, PlainLog(os.environ))
+    do = app.activate if verb == "activate" else app.deactivate
+    return do(configuration, root, PlainLog(os.environ))
 
 
 def _print_json(value: object, style: str) -> None:

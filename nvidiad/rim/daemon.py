@@ -83,7 +83,7 @@ class Daemon:
         self._wake = asyncio.Event()
         self._reasons: list[str] = []
         self._forced = False
-        self._stop = False
+        self._stopped = asyncio.Event()
         self._failure: Failure | None = None
         self._status: Status | None = None
         self._progress: Progress | None = None
@@ -141,16 +141,18 @@ class Daemon:
             self._next = self._loop.call_later(pause, self.poke, "time")
 
     def _is_stopping(self) -> bool:
-        return self._stop
+        return self._stopped.is_set()
 
     async def _look(self, looker: Looker, *, forced: bool) -> float:
         """One look on the worker; the seconds until the next one without an event."""
         try:
-            status = await _on_worker(lambda: looker.look(self._settings, forced=forced))
+            status = await self._work(lambda: looker.look(self._settings, forced=forced))
+        except asyncio.CancelledError:
+            return 0.0
         except Failure as failure:
             if failure.code is Code.BUS_LOST:
                 self._fail(failure)
-            elif not self._stop:
+            else:
                 self._log.error("the look failed", code=str(failure.code), error=failure.sentence)
             return _RECOVER_SECONDS
         except Exception as error:
@@ -162,6 +164,21 @@ class Daemon:
         poll = self._settings.daemon.poll * (0.9 + 0.2 * self._with.jitter())
         waits = status.plan.wait if status.plan else None
         return poll if waits is None else min(poll, max(1.0, waits))
+
+    async def _work(self, do: Callable[[], Status]) -> Status:
+        """Run on the worker; raises CancelledError when the daemon stops before the worker does.
+
+        The worker's step is cut off then: every step survives a kill, so a stop need not wait for a pull.
+        """
+        future = _on_worker(do)
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait((future, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if not future.done():
+            future.cancel()
+        return await future
 
     # -- events, each of which says no more than: look again
 
@@ -201,13 +218,13 @@ class Daemon:
 
     def _on_stop(self) -> None:
         self._log.info("stopping")
-        self._stop = True
+        self._stopped.set()
         self._wake.set()
 
     def _fail(self, failure: Failure) -> None:
         """Nothing more can be done in this process."""
         self._failure = failure
-        self._stop = True
+        self._stopped.set()
         self._wake.set()
 
     async def _keep_alive(self) -> None:
@@ -236,7 +253,7 @@ class Daemon:
 
     def _on_progress(self, progress: Progress) -> None:
         """From the worker: where a long step stands. Raises when the daemon is stopping."""
-        if self._stop:
+        if self._is_stopping():
             raise Transient(Code.INTERNAL, "nvidiad is stopping")
         self._progress = progress
         self._loop_call(self._show_soon)
@@ -273,7 +290,7 @@ class Daemon:
         return replace(warned, phase=Phase.BLOCKED, summary=problem.sentence, problem=problem)
 
 
-async def _on_worker(do: Callable[[], Status]) -> Status:
+def _on_worker(do: Callable[[], Status]) -> asyncio.Future[Status]:
     """Run on a thread of its own that never keeps the process from ending: every step survives a kill."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Status] = loop.create_future()
@@ -294,4 +311,4 @@ async def _on_worker(do: Callable[[], Status]) -> Status:
         loop.call_soon_threadsafe(settle, status, error)
 
     threading.Thread(target=work, name="worker", daemon=True).start()
-    return await future
+    return future

@@ -154,6 +154,9 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Bed]:
         )
         host.put(CHECKOUT / "nvidiad", f"/opt/nvidiad/lib/{host.python}/site-packages/nvidiad")
         host.write("/etc/bed/images.py", SCRIPT)
+        # These tests start and stop the engine more often than systemd takes for sane.
+        host.write("/etc/systemd/system/docker.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n")
+        host.systemctl("daemon-reload")
         files = {"first": os.urandom(4 << 20), "second": os.urandom(32 << 20)}
         digest = host.image(f"{PLAIN}/nv:1", files, DOCKERFILE.format(label="535.309.01"))
         manifest = json.loads(host.read(f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"))
@@ -426,7 +429,7 @@ def test_a_failed_pull_never_gives_the_older_image_of_the_tag(bed: Bed) -> None:
     bed.clean()
     before = bed.act(f"{PLAIN}/moved:1", "pull", "labels")
     bed.host.run("docker", "pull", "-q", f"{PLAIN}/moved:1", check=True)  # by tag, as a person does
-    new = {"first": os.urandom(1 << 20), "second": b"new"}
+    new = {"first": os.urandom(6 << 20), "second": b"new"}
     digest = bed.host.image(f"{PLAIN}/moved:new", new, DOCKERFILE.format(label="new"))
     layers = json.loads(bed.host.read(f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"))["layers"]
     bed.host.run("docker", "rmi", "-f", f"{PLAIN}/moved:new", check=True)
