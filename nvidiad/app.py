@@ -106,19 +106,21 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
     from nvidiad.verbs.engine import DriverEngine
     from nvidiad.verbs.observer import look_at_driver
 
-    hold = True
+    hold, freed = True, False
     try:
         settings = read_settings(configuration)
         hold = settings.units.hold
         ports = driver_ports(settings, root)
         plan = plan_activation(look_at_driver(ports, settings), settings)
         log.info("plan", what=plan.reason, steps=len(plan.steps))
+        # Only what was found before anything was done frees: a step that failed leaves half a driver.
+        freed = plan.problem is not None and plan.problem.code in _FREEING
         report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
         problem = plan.problem or report.problem
     except Failure as failure:
         problem = problem_of(failure)
-    _leave_word(root, problem, log)
-    if problem is None or problem.code in _FREEING:
+    _leave_word(root, None if freed else problem, log)
+    if problem is None or freed:
         return 0
     log.error(problem.sentence, code=str(problem.code), remedy=problem.remedy)
     if not hold:

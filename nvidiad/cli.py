@@ -42,12 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return FAILED
-    except Exception as error:
-        from nvidiad.nouns.errors import Failure
+    except _failures() as failure:
+        return _fail(failure)
 
-        if not isinstance(error, Failure):
-            raise
-        return _fail(error)
+
+def _failures() -> type[Failure]:
+    """What is told in one sentence; imported only when something was raised."""
+    from nvidiad.nouns.errors import Failure
+
+    return Failure
 
 
 def _fail(failure: Failure) -> int:
@@ -282,11 +285,7 @@ def _install(options: argparse.Namespace) -> int:
     print(tree)
     try:
         client.call(options.socket, "io.nvidiad.Reconcile")
-    except Exception as error:
-        from nvidiad.nouns.errors import Failure
-
-        if not isinstance(error, Failure):
-            raise
+    except _failures():
         print(
             "The daemon does not run; bring the driver up with: systemctl start nvidia.service",
             file=sys.stderr,

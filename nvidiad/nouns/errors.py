@@ -30,6 +30,7 @@ class Code(StrEnum):
     IMAGE_FOREIGN = "image-foreign"
     IMAGE_MISMATCH = "image-mismatch"
     IMAGE_FAILED = "image-failed"
+    INSTALL_BUSY = "install-busy"
     PULL_FAILED = "pull-failed"
     PULL_TIMEOUT = "pull-timeout"
     # tree

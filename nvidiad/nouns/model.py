@@ -200,6 +200,8 @@ class UnitState:
     inactive_enter: int
     active_since: int
     """Wall clock of active_enter, in microseconds since 1970."""
+    changed: int = 0
+    """When its state changed last; the end of a reload counts."""
 
 
 @dataclass(frozen=True, slots=True)

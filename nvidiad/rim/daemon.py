@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -88,6 +88,8 @@ class Daemon:
         self._status: Status | None = None
         self._progress: Progress | None = None
         self._told = ""
+        # One worker: the host has one writer, so there are no locks.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
         self._sources: Sequence[Source] = ()
         self._next: asyncio.TimerHandle | None = None
         self._refresh: asyncio.TimerHandle | None = None
@@ -170,7 +172,7 @@ class Daemon:
 
         The worker's step is cut off then: every step survives a kill, so a stop need not wait for a pull.
         """
-        future = _on_worker(do)
+        future = self._loop.run_in_executor(self._worker, do)
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
             await asyncio.wait((future, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -288,27 +290,3 @@ class Daemon:
         if self._settings.configured:
             return warned
         return replace(warned, phase=Phase.BLOCKED, summary=problem.sentence, problem=problem)
-
-
-def _on_worker(do: Callable[[], Status]) -> asyncio.Future[Status]:
-    """Run on a thread of its own that never keeps the process from ending: every step survives a kill."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Status] = loop.create_future()
-
-    def settle(status: Status | None, error: Exception | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif status is not None:
-            future.set_result(status)
-
-    def work() -> None:
-        try:
-            status, error = do(), None
-        except Exception as caught:
-            status, error = None, caught
-        loop.call_soon_threadsafe(settle, status, error)
-
-    threading.Thread(target=work, name="worker", daemon=True).start()
-    return future

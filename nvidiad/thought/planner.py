@@ -156,7 +156,9 @@ def _is_due(unit: UnitState, driver: UnitState) -> bool:
     Someone who stops it later means it: then it went down after the driver came up.
     """
     down = unit.active in ("inactive", "failed") and not unit.job
-    return unit.load == "loaded" and unit.wanted and down and unit.inactive_enter <= driver.active_enter
+    # Its own ExecCondition= found no GPU or no driver, which a reload of the driver's unit has brought since.
+    late = driver.changed if unit.result == "exec-condition" else driver.active_enter
+    return unit.load == "loaded" and unit.wanted and down and unit.inactive_enter <= late
 
 
 def _gate_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:

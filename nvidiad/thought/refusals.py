@@ -192,7 +192,7 @@ _EXITS: dict[int, tuple[Code, str, str, bool]] = {
         "look at the disk of this host",
         True,
     ),
-    75: (Code.IMAGE_FAILED, "found another installation at work", f"wait; {_AGAIN}", True),
+    75: (Code.INSTALL_BUSY, "found another installation at work", f"wait; {_AGAIN}", True),
     77: (Code.MODULE_IN_USE, "must not replace the tree of the loaded driver", "reboot the host", False),
     125: (Code.IMAGE_FAILED, "could not be started", _JOURNAL, True),
     126: (Code.IMAGE_FOREIGN, "cannot be executed here", "push a driver image for this architecture", False),

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Attempt, Phase
-from nvidiad.nouns.steps import PullImage
+from nvidiad.nouns.model import Attempt, Memory, Phase
+from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit
 from nvidiad.thought import backoff, planner
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe
@@ -15,7 +15,7 @@ from nvidiad.verbs.observer import last_activation, observe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import HostFacts, Memory, Plan, Progress, Report, Status
+    from nvidiad.nouns.model import HostFacts, Plan, Progress, Report, Status
     from nvidiad.thought.config import Settings
     from nvidiad.verbs.ports import Log, Ports
 
@@ -89,10 +89,11 @@ class Reconciler:
             self._log.info(status.summary, **fields)
 
     def _learn(self, memory: Memory, status: Status) -> Memory:
-        """Remember the tree that was seen ready."""
+        """Remember the tree that was seen ready, and forget what failed on the way to it."""
         if status.phase is not Phase.READY or status.facts.driver.current is None:
             return memory
-        learnt = replace(memory, last_good=status.facts.driver.current)
+        kept = tuple(a for a in memory.attempts if a.reference.startswith(("start ", "gates")))
+        learnt = Memory(kept, status.facts.driver.current)
         return self._write(memory, learnt)
 
     def _remember(self, memory: Memory, facts: HostFacts, settings: Settings, report: Report) -> Memory:
@@ -104,12 +105,17 @@ class Reconciler:
             key = planner.retry_key(result.step, facts, settings)
             if key is None:
                 continue
-            if result.problem:
-                told = last_activation(self._ports.activations) if key.startswith("activate ") else None
-                after = backoff.failed(after, Attempt(key, 1, self._now(), told or result.problem))
+            # An activation may fail and let its unit come up all the same: `when-missing = "start"`.
+            told = last_activation(self._ports.activations) if key.startswith("activate ") else None
+            if problem := told or result.problem:
+                after = backoff.failed(after, Attempt(key, 1, self._now(), problem))
             elif not isinstance(result.step, PullImage):
                 # A pull alone is half the way: the same key counts until the tree is there.
                 after = backoff.succeeded(after, key)
+            if isinstance(result.step, InstallTree) and not result.problem:
+                # What activation failed of without this tree is over.
+                start = planner.retry_key(StartUnit(planner.DRIVER_UNIT), facts, settings)
+                after = backoff.succeeded(after, start or "")
         return self._write(memory, after)
 
     def _write(self, before: Memory, after: Memory) -> Memory:

@@ -196,7 +196,7 @@ class Trees:
         with files.locked(lock) as held:
             if not held:
                 sentence = f"another installation or removal holds '{lock}'"
-                raise Transient(Code.IMAGE_FAILED, sentence, "Wait for it to end.")
+                raise Transient(Code.INSTALL_BUSY, sentence, "Wait for it to end.")
             yield
 
     def _sweep(self) -> None:

@@ -106,6 +106,7 @@ class SystemdUnits:
                 0 if get("ConditionResult", "b") else int(get("ConditionTimestampMonotonic", "t")),
             ),
             active_since=int(get("ActiveEnterTimestamp", "t")),
+            changed=int(get("StateChangeTimestampMonotonic", "t")),
         )
 
     def _names(self, path: str, property_name: str) -> list[str]:
@@ -124,7 +125,12 @@ class SystemdUnits:
         if not self._subscribed:
             # Before the first job: its end is told to subscribers only.
             self._bus.add(Match(MANAGER, "JobRemoved", SYSTEMD, MANAGER_PATH))
-            self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Subscribe")
+            try:
+                self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Subscribe")
+            except Permanent as refusal:
+                # The connection outlives this object, which is made anew with every configuration.
+                if "already subscribed" not in refusal.sentence:
+                    raise
             self._subscribed = True
         self._bus.wait(0)
         try:

@@ -33,7 +33,7 @@ COPY busybox /bin/sh
 COPY first /
 COPY second /
 LABEL io.nvidiad.driver={label}
-ENTRYPOINT ["/bin/sh", "-c", "echo . >>/rootfs/opt/runs; echo root=$NVIDIAD_ROOT; . /rootfs/tmp/act; echo end"]
+ENTRYPOINT ["/bin/sh", "-c", "echo . >>/rootfs/opt/runs; echo r=$NVIDIAD_ROOT; . /rootfs/tmp/act; echo end"]
 """
 SCRIPT = """
 import json, sys, threading, time
@@ -49,7 +49,7 @@ told, out, begun = [], {"code": "", "sentence": "", "lines": []}, time.monotonic
 
 
 def tell(progress):
-    told.append((time.monotonic(), progress.done))
+    told.append(progress.done)
     if progress.step == "install-tree":
         out["lines"].append(progress.detail)
         print(progress.detail, file=sys.stderr, flush=True)
@@ -72,8 +72,9 @@ try:
     with ThreadPoolExecutor(1) as worker:
         worker.submit(work).result()
 except Failure as failure:
-    out |= {"code": failure.code, "sentence": failure.sentence, "remedy": failure.remedy, "retry": failure.retry}
-out |= {"seconds": time.monotonic() - begun, "told": len(told), "bytes": max([done for _, done in told], default=0)}
+    out |= {"code": failure.code, "sentence": failure.sentence}
+    out |= {"remedy": failure.remedy, "retry": failure.retry}
+out |= {"seconds": time.monotonic() - begun, "told": len(told), "bytes": max([*told, 0])}
 print(json.dumps(out))
 """
 
@@ -183,7 +184,7 @@ def test_an_image_is_resolved_pulled_read_and_run(bed: Bed) -> None:
     assert (done["code"], done["sentence"]) == ("", "")
     assert done["digest"] == bed.digest
     assert done["labels"]["io.nvidiad.driver"] == "535.309.01"
-    assert done["lines"] == ["root=", "end"]
+    assert done["lines"] == ["r=", "end"]
     assert done["bytes"] > 36 << 20
     assert bed.runs() == 1
     assert bed.containers() == ""
@@ -207,7 +208,7 @@ def test_a_reference_with_a_digest_names_itself(bed: Bed) -> None:
 
 def test_another_root_is_handed_to_the_installer(bed: Bed) -> None:
     done = bed.act(f"{PLAIN}/nv:1", "pull", "install", root="/var/opt")
-    assert done["lines"] == ["root=/var/opt", "end"]
+    assert done["lines"] == ["r=/var/opt", "end"]
 
 
 def test_the_container_is_what_the_documented_command_makes(bed: Bed) -> None:
@@ -478,7 +479,7 @@ def test_a_full_disk_of_the_engine_is_said_so(bed: Bed) -> None:
         ("echo the manifest is refused; exit 65", "manifest-invalid", "the manifest is refused"),
         ("echo cp: No space left on device; exit 73", "disk-full", "No space left"),
         ("echo cp: Read-only file system; exit 73", "read-only", "Read-only"),
-        ("exit 74", "tree-invalid", "root="),
+        ("exit 74", "tree-invalid", "r="),
         ("exit 75", "image-failed", "another installation"),
         ("echo is the tree of the loaded driver; exit 77", "module-in-use", "loaded driver"),
         ("echo odd >&2; exit 9", "image-failed", "status 9: odd"),
@@ -538,7 +539,7 @@ def test_a_running_installer_is_adopted(bed: Bed) -> None:
     bed.later(1, lambda: bed.host.write("/tmp/go", ""))
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
     assert (done["code"], done["sentence"]) == ("", "")
-    assert done["lines"] == ["root=", "begun", "end"]
+    assert done["lines"] == ["r=", "begun", "end"]
     assert bed.runs() == 1
     assert bed.containers() == ""
 
@@ -556,7 +557,7 @@ def test_an_installer_for_another_root_is_not_adopted(bed: Bed) -> None:
     bed.host.write("/tmp/go", "")
     bed.host.write("/tmp/act", "true\n")
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
-    assert (done["code"], done["lines"]) == ("", ["root=", "end"])
+    assert (done["code"], done["lines"]) == ("", ["r=", "end"])
 
 
 def test_an_interrupted_install_goes_on_and_is_adopted(bed: Bed) -> None:

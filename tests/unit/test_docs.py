@@ -14,7 +14,295 @@ import pytest
 from nvidiad import cli
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Phase
-from nvidiad.thought import config, values
-from nvidiad.thought.values import near
+from nvidiad.thought import config
 
 CHECKOUT = Path(__file__).parents[2]
+DOCS = CHECKOUT / "docs"
+README = (CHECKOUT / "README.md").read_text()
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+DAEMON_MAN = (CHECKOUT / "man/nvidiad.8.scd").read_text()
+CONFIG_MAN = (CHECKOUT / "man/nvidiad.toml.5.scd").read_text()
+MANUALS = sorted((CHECKOUT / "man").glob("*.scd"))
+# What is not the project's own is in a directory whose name begins with a dot, or made by a build.
+MADE = {"build", "dist"}
+
+
+def own_files() -> list[Path]:
+    """Every file that is tracked, or that would be."""
+    if shutil.which("git") and (CHECKOUT / ".git").exists():
+        command = ["git", "-C", str(CHECKOUT), "-c", f"safe.directory={CHECKOUT}"]
+        listed = subprocess.run(
+            [*command, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [path for name in listed.stdout.split("\0") if name and (path := CHECKOUT / name).is_file()]
+    found = [path for path in CHECKOUT.rglob("*") if path.is_file()]
+    return [path for path in found if not any(_is_made(part) for part in path.relative_to(CHECKOUT).parts)]
+
+
+def _is_made(part: str) -> bool:
+    return part in MADE or part == "__pycache__" or part.endswith(".egg-info") or part[0] == "."
+
+
+def name(path: Path) -> str:
+    return path.relative_to(CHECKOUT).as_posix()
+
+
+PAGES = sorted(path for path in own_files() if path.suffix == ".md")
+
+
+def prose(text: str) -> str:
+    """A page without its examples."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """The names that headings can be linked by."""
+    headings = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+# -- links ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), f"{name(page)} links to '{target}'"
+        if fragment:
+            assert fragment in anchors(there.read_text()), f"{name(page)} links to '{target}'"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    tops = "|".join(["bench", "contrib", "docker", "docs", "man", "nvidiad", "tests", "tools", "units"])
+    for path in re.findall(rf"`((?:{tops})/[\w./-]+)(?:::\w+)?`", prose(page.read_text())):
+        assert (CHECKOUT / path).exists(), f"{name(page)} names '{path}'"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+        tree = ast.parse((CHECKOUT / path).read_text())
+        found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert test in found, f"{name(page)} names '{test}' of {path}"
+
+
+def test_every_page_is_linked_from_the_readme_or_from_a_page_that_is() -> None:
+    seen: set[Path] = set()
+    waiting = [CHECKOUT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        links = re.findall(r"\]\(([^)#\s]+)", prose(page.read_text()))
+        waiting += [(page.parent / link).resolve() for link in links if not re.match(r"[a-z]+:", link)]
+    assert {page for page in PAGES if page.parent in (CHECKOUT, DOCS)} <= seen
+
+
+# -- what is listed is listed whole -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", Code)
+def test_every_code_is_documented(code: Code) -> None:
+    assert f"| `{code}` |" in (DOCS / "status.md").read_text()
+    assert re.search(rf"^\|  {code}$", DAEMON_MAN, re.MULTILINE), f"nvidiad(8) does not explain {code}"
+
+
+def test_no_page_explains_a_code_that_is_not_there() -> None:
+    codes = {str(code) for code in Code}
+    table = re.findall(r"^\|  ([a-z][a-z-]+)$", DAEMON_MAN, re.MULTILINE)
+    assert set(table) == codes
+    assert len(table) == len(codes)
+    status = (DOCS / "status.md").read_text().split("## Problems")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", status, re.MULTILINE)) == codes
+    short = README.split("\n| code |")[1].split("\n\n")[0]
+    assert {
+        code for row in re.findall(r"^\| (.*?) \|", short, re.MULTILINE) for code in _ticked(row)
+    } <= codes
+
+
+def _ticked(row: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", row)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_is_in_the_readme(phase: Phase) -> None:
+    assert f"| `{phase}` |" in README
+
+
+KEYS = [*((table, key) for table, keys in config._KEYS.items() for key in keys), ("driver", "parameters")]
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS, ids=".".join)
+def test_every_key_is_documented(table: str, key: str) -> None:
+    section = re.split(r"^### ", (DOCS / "configuration.md").read_text(), flags=re.MULTILINE)
+    assert any(text.startswith(f"`[{table}]`") and f"| `{key}` |" in text for text in section)
+    manual = re.split(r"^# ", CONFIG_MAN, flags=re.MULTILINE)
+    words = f"*[{table}.{key}]*" if key == "parameters" else f"*{key}=*"
+    assert any(text.startswith(f"[{table}]\n") and words in text for text in manual)
+
+
+def test_the_manual_page_knows_no_other_key() -> None:
+    found = set()
+    for text in re.split(r"^# ", CONFIG_MAN, flags=re.MULTILINE):
+        if header := re.match(r"\[([a-z]+)\]\n", text):
+            found |= {(header[1], key) for key in re.findall(r"\*([a-z-]+)=\*", text)}
+    assert found == set(KEYS) - {("driver", "parameters")}
+
+
+def test_the_defaults_in_the_manual_page_are_those_of_the_settings() -> None:
+    settings = config.Settings()
+    for value in (
+        settings.image.tag,
+        settings.install.root,
+        settings.engine.socket,
+        settings.install.exposure,
+        *settings.units.gated,
+        *settings.driver.modules,
+        *settings.driver.host_modules,
+    ):
+        assert f'"{value}"' in CONFIG_MAN
+    daemon, image = settings.daemon, settings.image
+    for numbers in (
+        (daemon.poll,),
+        (daemon.retry_initial, daemon.retry_maximum),
+        (image.connect_timeout, image.stall_timeout, image.total_timeout),
+    ):
+        assert f"default {', '.join(f'_{number:g}_' for number in numbers)})" in CONFIG_MAN
+
+
+def test_every_verb_and_option_is_in_the_manual_page(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    verbs = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert {"status", "plan", "install", "activate"} <= set(verbs)
+    for verb in verbs:
+        assert re.search(rf"^\*{verb}\*", DAEMON_MAN, re.MULTILINE), f"nvidiad(8) does not explain {verb}"
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        for option in re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE):
+            assert f"*{option}" in DAEMON_MAN, f"nvidiad(8) does not explain {option} of {verb}"
+
+
+def test_every_exit_status_is_in_the_manual_page() -> None:
+    section = DAEMON_MAN.split("# EXIT STATUS")[1].split("\n# ")[0]
+    told = {int(number) for number in re.findall(r"^\*(\d)\*$", section, re.MULTILINE)}
+    assert told == {cli.OK, cli.FAILED, cli.USAGE, cli.NOT_RUNNING, cli.NOT_READY}
+
+
+def test_every_unit_is_in_the_manual_page() -> None:
+    units = CHECKOUT / "units/systemd/system"
+    for path in units.rglob("*"):
+        if path.is_file():
+            assert f"*{path.relative_to(units).as_posix()}*" in DAEMON_MAN
+
+
+def test_every_room_is_on_the_architecture_page() -> None:
+    told = set(re.findall(r"^\| `(nvidiad/\S+\.py)` \| ", ARCHITECTURE, re.MULTILINE))
+    there = {name(p) for p in (CHECKOUT / "nvidiad").rglob("*.py") if p.name != "__init__.py"}
+    assert told == there
+
+
+def test_the_readmes_two_commands_are_there() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert re.search(rf"^# make {target}\b", README, re.MULTILINE)
+    for page in PAGES:
+        for target in re.findall(
+            r"\bmake ([a-z]+)\b(?=[`\s]*(?:$|#|`|DESTDIR|PYTEST))", page.read_text(), re.MULTILINE
+        ):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{name(page)}: make {target}"
+
+
+def test_the_readme_is_short_and_the_pages_fit() -> None:
+    assert len(README.splitlines()) <= 250
+    for page in (CHECKOUT / "README.md", CHECKOUT / "HACKING.md", CHECKOUT / "NEWS.md", *DOCS.glob("*.md")):
+        for number, line in enumerate(prose(page.read_text()).splitlines(), 1):
+            # The words of a table or behind a link cannot be broken.
+            assert len(line) <= 120 or line.startswith("|") or "](" in line, f"{name(page)}:{number}"
+
+
+# -- manual pages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("scdoc") is None, reason="scdoc is not installed")
+@pytest.mark.parametrize("source", MANUALS, ids=lambda path: path.stem)
+def test_manual_pages_build(source: Path, tmp_path: Path) -> None:
+    made = subprocess.run(["scdoc"], input=source.read_bytes(), capture_output=True, check=False)
+    assert (made.returncode, made.stderr) == (0, b"")
+    stem, _, section = source.stem.rpartition(".")
+    assert f'.TH "{stem}" "{section}"'.encode() in made.stdout
+    if shutil.which("groff"):
+        page = subprocess.run(
+            ["groff", "-man", "-t", "-ww", "-z"], input=made.stdout, capture_output=True, check=False
+        )
+        assert page.stderr == b""
+
+
+@pytest.mark.parametrize("source", MANUALS, ids=lambda path: path.stem)
+def test_manual_pages_are_what_the_units_point_to(source: Path) -> None:
+    assert re.match(r"[a-z.]+\([58]\)\n\n# NAME\n\n\S+ - ", source.read_text())
+
+
+def test_units_point_to_manual_pages_that_exist() -> None:
+    for path in (CHECKOUT / "units").rglob("*.service"):
+        for stem, section in re.findall(r"man:([\w.-]+)\((\d)\)", path.read_text()):
+            assert (CHECKOUT / f"man/{stem}.{section}.scd").is_file()
+
+
+# -- nothing of the place where it is made ----------------------------------------------------------------
+
+# Written in pieces, so that this file is not among those that name them.
+LEAKS = (
+    r"(?<![\w.}/-])/" + r"work(?=/|\b)(?!dir)",
+    r"\.\./" + "shared",
+    r"/tmp/" + r"(venv|brief|slice)",
+    r"(?<![\w}])/home/" + r"\w",
+    "|".join(
+        re.escape(f"{host}.{top}") for host, top in (("py" + "pi", "org"), ("python" + "hosted", "org"))
+    ),
+    "|".join(
+        re.escape(f"{host}.{top}")
+        for host, top in (("npm" + "js", "org"), ("crat" + "es", "io"), ("ruby" + "gems", "org"))
+    ),
+    r"deb\." + r"debian\.org|proxy\." + r"golang\.org",
+    "index" + r"[-_]url\s*=\s*http",
+)
+
+
+def test_no_file_names_this_machine_or_a_package_registry() -> None:
+    pattern = re.compile("|".join(LEAKS).encode())
+    found = []
+    for path in own_files():
+        data = path.read_bytes()
+        if b"\0" not in data[:4096] and (match := pattern.search(data)):
+            found.append(f"{name(path)}: {match[0]!r}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see /" + "work/main",
+        "in ../" + "shared/design.md",
+        "https://py" + "pi.org/simple",
+        "https://files.python" + "hosted.org/",
+        "http://deb." + "debian.org/debian",
+        "/" + "home/me",
+    ],
+)
+def test_the_rule_sees_such_a_name(text: str) -> None:
+    assert re.search("|".join(LEAKS), text)
+
+
+@pytest.mark.parametrize("text", ["workdir=/x/work", "{scratch}/work", "docker.io/library/alpine", "a/work"])
+def test_the_rule_lets_the_rest_be(text: str) -> None:
+    assert not re.search("|".join(LEAKS), text)

@@ -460,7 +460,7 @@ START = "failed to create shim task: OCI runtime create failed: runc create fail
         ),
         (73, "something else", Code.IMAGE_FAILED, True),
         (74, "what was written does not verify, although the image is good", Code.TREE_INVALID, True),
-        (75, "another installation holds '/opt/nvidia/.lock'", Code.IMAGE_FAILED, True),
+        (75, "another installation holds '/opt/nvidia/.lock'", Code.INSTALL_BUSY, True),
         (77, "'/opt/nvidia/1/2' is the tree of the loaded driver", Code.MODULE_IN_USE, False),
         (137, "verifying", Code.IMAGE_FAILED, True),
         (1, "sh: x: not found", Code.IMAGE_FAILED, True),

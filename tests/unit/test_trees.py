@@ -215,9 +215,9 @@ def test_only_one_at_a_time(trees: Trees, tree: Path) -> None:
     installed = trees.install(tree, quiet)
     with (trees.root / "nvidia" / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        failure = refused(Code.IMAGE_FAILED, LOCK, doing=lambda: trees.install(tree, quiet))
+        failure = refused(Code.INSTALL_BUSY, LOCK, doing=lambda: trees.install(tree, quiet))
         assert failure.retry
-        refused(Code.IMAGE_FAILED, LOCK, doing=lambda: trees.remove(installed.path))
+        refused(Code.INSTALL_BUSY, LOCK, doing=lambda: trees.remove(installed.path))
     trees.install(tree, quiet)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.vm import product, states
+from tests.vm import product, road, states
 from tests.vm.kernels import Kernels, kernels
 from tests.vm.machine import Frozen, Machine
 
@@ -76,3 +76,27 @@ def vm(host: Frozen, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
         if request.node.stash.get(_FAILED, False):
             print(machine.last_words())
     shutil.rmtree(tmp_path / "vm")
+
+
+@pytest.fixture(scope="session")
+def driven_host(
+    host: Frozen, bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Frozen]:
+    """The frozen host a while later: nvidiad has brought its driver into force, and the kubelet runs."""
+    folder = tmp_path_factory.mktemp("driven")
+    with Machine(folder / "work", frozen=host) as machine:
+        machine.resume()
+        road.bring_into_force(machine, road.payload(folder / "payload", "A", bed_kernels.a))
+        frozen = machine.freeze(folder / "frozen")
+    yield frozen
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def driven(driven_host: Frozen, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A clone of the host with its driver in force."""
+    with Machine(tmp_path / "driven", frozen=driven_host) as machine:
+        yield machine.resume()
+        if request.node.stash.get(_FAILED, False):
+            print(machine.last_words())
+    shutil.rmtree(tmp_path / "driven")

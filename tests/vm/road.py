@@ -91,6 +91,16 @@ def install(vm: Machine, tree: Path, name: str = "payload.tar") -> None:
     vm.run(f"{NVIDIAD} install /tmp/tree", check=True)
 
 
+def bring_into_force(vm: Machine, tree: Path) -> None:
+    """Install a tree by hand and let nvidiad bring it up, with the units enabled as on a real host."""
+    configure(vm)
+    install(vm, tree)
+    vm.run("systemctl enable -q kubelet nvidiad && systemctl start nvidiad", check=True)
+    wait_phase(vm, "ready")
+    vm.wait_unit("nvidia-persistenced.service")
+    vm.wait_unit("kubelet.service")
+
+
 def status(vm: Machine) -> dict[str, Any]:
     """The status document; the daemon must be running."""
     found: dict[str, Any] = json.loads(vm.run(f"{NVIDIAD} status --json=short").out)
