@@ -55,8 +55,9 @@ exec sleep infinity
 def booted(suite: str = SUITE, **arguments: Any) -> Iterator[Host]:
     """A host that is up, for as long as the block lasts."""
     # Not under pytest's temporary directories: those are kept, and a host's disk is large and of no use afterwards.
-    base = Path(tempfile.mkdtemp(prefix="nvidiad-host-", dir="/var/tmp"))
-    host = Host(f"{os.getpid()}-{base.name[-8:]}", suite, base / "host")
+    base = Path(tempfile.mkdtemp(prefix=f"nvidiad-host-{os.getpid()}-", dir="/var/tmp"))
+    number = base.name.rpartition("-")[2]
+    host = Host(f"{os.getpid()}-{number}", suite, base / number)
     try:
         yield host.up(**arguments)
     finally:
@@ -125,6 +126,9 @@ def witnessed(host: Host, unit: str = "kubelet.service") -> list[dict[str, str]]
 
 def assert_never_early(host: Host, unit: str = "kubelet.service", *, starts: int | None = None) -> None:
     """Whenever the unit started, the driver was there: module, nodes, current and library, all of one driver."""
+    if starts:
+        # What it found is written by the unit itself, which is up a moment earlier.
+        host.wait(lambda: len(witnessed(host, unit)) >= starts, f"{unit} has started {starts} times")
     found = witnessed(host, unit)
     for entry in found:
         assert entry["driver"], f"{unit} started before the module: {found}"

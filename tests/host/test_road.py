@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from itertools import pairwise
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def test_another_driver_in_the_configuration_waits_for_the_reboot_and_names_who_
     host.reboot()
     assert road.wait_ready(host)["driver"]["loaded"] == road.DRIVER
     road.assert_never_early(host, starts=1)
+    host.run("rm", "-r", f"/opt/nvidia/{road.OTHER_DRIVER}", check=True)
 
 
 # -- what is missing -------------------------------------------------------------------------------------------------
@@ -169,6 +171,22 @@ def test_when_missing_is_start_the_kubelet_runs_without_a_driver_and_the_driver_
     assert road.main_pid(host, KUBELET) == pid
 
 
+def test_when_missing_is_start_a_module_that_is_refused_is_tried_at_the_pace_of_the_back_off(host: Host) -> None:
+    road.install(host, road.configuration(units={"when-missing": "start"}))
+    road.put_tree(host)
+    host.kmod_fail(("insmod", "nvidia", "Key was rejected by service"))
+    host.systemctl("start", "nvidiad.service", KUBELET)
+    document = road.wait_status(host, lambda d: (d["problem"] or {}).get("code") == "module-rejected", "refused")
+    assert document["next_try"] is not None
+    assert [entry["driver"] for entry in road.witnessed(host)] == [""]
+    road.wait_status(host, lambda d: d["attempts"] and d["attempts"][0]["count"] >= 3, "three attempts")
+    tries = [call["t"] for call in host.kmod_log() if call["argv"][0] == "insmod"]
+    # From 1 s, doubled up to 2 s, and each spread over its upper half.
+    assert all(later - earlier > 0.5 for earlier, later in pairwise(tries)), tries
+    host.kmod_fail()
+    road.wait_ready(host)
+
+
 @NO_GPU
 def test_without_a_gpu_the_kubelet_is_free_and_a_gpu_that_is_plugged_in_gets_its_driver(host: Host) -> None:
     road.install(host)
@@ -186,12 +204,17 @@ def test_without_a_gpu_the_kubelet_is_free_and_a_gpu_that_is_plugged_in_gets_its
 
 def test_a_second_gpu_gets_its_nodes(ready: Host) -> None:
     host = ready
-    host.gpu_add("0000:02:00.0", "2330")
+    slot = "0000:02:00.0"
+    host.gpu_add(slot, "2330", announce=False)
+    # What nvidia.ko does by itself when a card comes that it serves.
+    host.write(f"/proc/driver/nvidia/gpus/{slot}/information", "Model: \t stand-in\nDevice Minor: \t 1\n")
+    host.uevent("add", f"/devices/pci0000:00/{slot}")
     try:
-        road.wait_status(host, lambda d: len(d["gpus"]) == 2 and d["phase"] == "ready", "two GPUs")
         host.wait(lambda: host.exists("/dev/nvidia1"), "/dev/nvidia1")
+        road.wait_status(host, lambda d: len(d["gpus"]) == 2 and d["phase"] == "ready", "two GPUs")
     finally:
-        host.gpu_remove("0000:02:00.0")
+        host.gpu_remove(slot)
+        host.run("rm", "-f", "/dev/nvidia1", "/dev/char/195:1")
     road.wait_status(host, lambda d: len(d["gpus"]) == 1, "one GPU")
 
 
@@ -276,14 +299,9 @@ def test_flatcars_own_nvidia_service_is_replaced_by_ours(host: Host) -> None:
 def test_an_active_nvidia_extension_is_respected(host: Host) -> None:
     road.install(host)
     road.publish(host)
-    extend = (
-        "mkdir -p /run/extension-release && mount -t tmpfs t /run/extension-release"
-        " && echo ID=flatcar >/run/extension-release/extension-release.nvidia-drivers-550"
-        " && mount --bind /run/extension-release /usr/lib/extension-release.d"
-    )
-    if not host.path("/usr/lib/extension-release.d").is_dir():
-        pytest.skip("this release of Debian has no /usr/lib/extension-release.d to mount on")
-    host.run(extend, check=True)
+    extension = "/run/extensions/nvidia-drivers-550"
+    host.write(f"{extension}/usr/lib/extension-release.d/extension-release.nvidia-drivers-550", "ID=_any\n")
+    host.run("systemd-sysext", "merge", check=True)
     host.systemctl("start", "nvidiad.service")
     document = road.wait_phase(host, "standing-back")
     assert "nvidia-drivers-550" in document["summary"]
@@ -291,7 +309,7 @@ def test_an_active_nvidia_extension_is_respected(host: Host) -> None:
     road.wait_units(host, KUBELET)
     assert host.modules() == []
     assert not host.exists("/opt/nvidia")
-    host.run("umount /usr/lib/extension-release.d", check=True)
+    host.run("systemd-sysext", "unmerge", check=True)
     road.wait_ready(host)
 
 
@@ -314,14 +332,20 @@ def test_what_others_have_under_opt_nvidia_is_never_touched(host: Host) -> None:
     assert {name: now.get(name) for name in foreign} == foreign
 
 
-def test_a_foreign_directory_called_current_is_not_replaced(host: Host) -> None:
+def test_a_foreign_directory_called_current_is_not_replaced_and_frees_nobody(host: Host) -> None:
     road.install(host)
     road.publish(host)
     host.write("/opt/nvidia/current/theirs", "1")
-    host.systemctl("start", "nvidiad.service")
-    road.wait_status(host, lambda d: (d["problem"] or {}).get("code") == "other-owner", "other-owner")
+    host.systemctl("start", "nvidiad.service", KUBELET, check=False)
+    document = road.wait_status(host, lambda d: (d["problem"] or {}).get("code") == "other-owner", "other-owner")
+    assert "/opt/nvidia/current" in document["problem"]["sentence"]
     assert host.read("/opt/nvidia/current/theirs") == "1"
     assert host.modules() == []
+    assert road.witnessed(host) == []
+    # It is tried again, at the pace of the back-off.
+    host.run("rm", "-r", "/opt/nvidia/current", check=True)
+    road.wait_ready(host)
+    road.assert_never_early(host, starts=1)
 
 
 # -- gated units -----------------------------------------------------------------------------------------------------
@@ -474,8 +498,8 @@ def test_the_daemon_takes_up_what_was_installed_by_hand(host: Host) -> None:
     with tempfile.TemporaryDirectory() as made:
         host.put(road.payload(Path(made), *RELEASE), "/var/tmp/build")
     host.nvidiad("install", "/var/tmp/build", check=True)
-    document = road.wait_ready(host)
-    assert document["attempts"] == []
+    road.wait_ready(host)
+    road.wait_status(host, lambda d: d["attempts"] == [], "the failures on the way are forgotten")
 
 
 def test_list_check_and_gc(ready: Host) -> None:

@@ -54,8 +54,10 @@ def configure(vm: Machine, more: str = "") -> None:
         vm.put(more.encode(), "/etc/nvidiad/conf.d/50-test.toml")
 
 
-def payload(folder: Path, slot: str, kernel: Kernel, *, driver: str = DRIVER) -> Path:
-    """A payload tree for a slot's OS release, with stand-in modules compiled for a kernel."""
+def payload(
+    folder: Path, slot: str, kernel: Kernel, *, driver: str = DRIVER, compiled_for: Kernel | None = None
+) -> Path:
+    """A payload tree for a slot's OS release and a kernel, with stand-in modules compiled for it or another."""
     release = RELEASES[slot]
     folder.mkdir(parents=True, exist_ok=True)
     return builder.payload(
@@ -63,7 +65,7 @@ def payload(folder: Path, slot: str, kernel: Kernel, *, driver: str = DRIVER) ->
         driver=driver,
         release=("flatcar", release),
         kernel=kernel.release,
-        modules=modules.build(kernel, driver),
+        modules=modules.build(compiled_for or kernel, driver),
     )
 
 
@@ -125,6 +127,13 @@ def wait_phase(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> dict[
             if document["phase"] == phase:
                 return document
     raise AssertionError(f"not {phase} within {seconds:.0f} s; last: {told}\n{vm.last_words()}")
+
+
+def main_pids(vm: Machine, units: str = "kubelet nvidia-persistenced") -> list[str]:
+    """The main processes of units, which must run."""
+    pids = vm.output(f"systemctl show -p MainPID --value {units}").split()
+    assert "0" not in pids, pids
+    return pids
 
 
 def journal(vm: Machine, units: Iterable[str]) -> list[tuple[float, str, str]]:
