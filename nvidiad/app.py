@@ -253,7 +253,8 @@ def _open_sources(settings: Settings) -> Sequence[Source]:
 
 def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable[[Progress], None]) -> str:
     """Do by hand what the daemon does: a tree from an image or from a directory; the path of the tree."""
-    from nvidiad.nouns.model import Build, Plan
+    from nvidiad.nouns.model import Build
+    from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import InstallTree, PullImage
     from nvidiad.verbs.engine import Engine
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model: what was observed (facts), what is to be done (plan) and what came of it (report)."""
+"""The model: what is observed of a host (facts), and the little that is remembered of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nvidiad.nouns.errors import Code, Failure
-    from nvidiad.nouns.steps import Step
 
 
 class Flavour(StrEnum):
@@ -232,36 +231,6 @@ class HostFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do and why; without steps and without a problem the host is as it should be."""
-
-    reason: str
-    steps: tuple[Step, ...] = ()
-    problem: Problem | None = None
-    wait: float | None = None
-    """Seconds until a step that is due later may be tried; None when nothing waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    step: Step
-    seconds: float
-    problem: Problem | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What came of a plan; it ends at the first step that failed."""
-
-    plan: Plan
-    results: tuple[StepResult, ...] = ()
-
-    @property
-    def problem(self) -> Problem | None:
-        return next((r.problem for r in self.results if r.problem), None)
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a long step stands."""
 
@@ -288,24 +257,3 @@ class Memory:
     attempts: tuple[Attempt, ...] = ()
     last_good: str = ""
     """The path of the tree that was last seen ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a person is told: see thought/render for the words and the JSON document."""
-
-    phase: Phase
-    summary: str
-    since: float | None
-    facts: HostFacts
-    wanted: Build
-    reference: str
-    exposure: Exposure
-    exposure_reason: str
-    problem: Problem | None = None
-    plan: Plan | None = None
-    report: Report | None = None
-    next_try: float | None = None
-    """Wall clock of the next attempt, seconds since 1970."""
-    looked: float = 0.0
-    warnings: tuple[str, ...] = field(default=())

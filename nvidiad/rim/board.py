@@ -12,7 +12,8 @@ from nvidiad.thought.document import document
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import Memory, Progress, Report, Status
+    from nvidiad.nouns.model import Memory, Progress
+    from nvidiad.nouns.plan import Report, Status
 
 
 class Board:

@@ -16,7 +16,8 @@ from nvidiad.thought.config import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nvidiad.nouns.model import Progress, Status
+    from nvidiad.nouns.model import Progress
+    from nvidiad.nouns.plan import Status
     from nvidiad.verbs.ports import Log
 
 # After a failure that no plan accounts for (a bug, an unreadable host): look again, but not at once.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Build, Exposure, Plan, Problem
+from nvidiad.nouns.model import Build, Exposure, Problem
+from nvidiad.nouns.plan import Plan
 from nvidiad.nouns.steps import (
     CheckDriver,
     ConfigureLinker,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Memory, Plan, Problem, Progress, Report, Status, Tree, UnitState
+    from nvidiad.nouns.model import Memory, Problem, Progress, Tree, UnitState
+    from nvidiad.nouns.plan import Plan, Report, Status
     from nvidiad.nouns.steps import Step
 
 SCHEMA = 1

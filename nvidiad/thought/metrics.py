@@ -12,7 +12,7 @@ from nvidiad.nouns.steps import step_name
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nvidiad.nouns.model import Report
+    from nvidiad.nouns.plan import Report
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Phase, Plan, Problem, Status
+from nvidiad.nouns.model import Phase, Problem
+from nvidiad.nouns.plan import Plan, Status
 from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, StartUnit, WriteGates
 from nvidiad.thought import backoff
 from nvidiad.thought.activation import activate, choose_exposure, find_tree, wanted

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from nvidiad.nouns.model import Status
+    from nvidiad.nouns.plan import Status
 
 Document = dict[str, object]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, assert_never
 
 from nvidiad.nouns import manifest, naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import Report, StepResult, problem_of
+from nvidiad.nouns.model import problem_of
+from nvidiad.nouns.plan import Report, StepResult
 from nvidiad.nouns.steps import (
     CheckDriver,
     ConfigureLinker,
@@ -33,7 +34,8 @@ from nvidiad.nouns.steps import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import Build, Plan, Progress
+    from nvidiad.nouns.model import Build, Progress
+    from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import Step
     from nvidiad.verbs.ports import DriverPorts, Log, Ports
 

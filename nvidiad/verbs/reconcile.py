@@ -15,7 +15,8 @@ from nvidiad.verbs.observer import last_activation, observe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import HostFacts, Plan, Progress, Report, Status
+    from nvidiad.nouns.model import HostFacts, Progress
+    from nvidiad.nouns.plan import Plan, Report, Status
     from nvidiad.thought.config import Settings
     from nvidiad.verbs.ports import Log, Ports
 

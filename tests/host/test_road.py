@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from itertools import pairwise
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Attempt, Holder, HostFacts, LoadedModule, Memory, Phase, Plan, Problem
+from nvidiad.nouns.model import Attempt, Holder, HostFacts, LoadedModule, Memory, Phase, Problem
+from nvidiad.nouns.plan import Plan
 from nvidiad.nouns.steps import StartUnit
 from nvidiad.thought import planner
 from tests.unit import facts as f

@@ -31,17 +31,14 @@ from nvidiad.nouns.model import (
     Memory,
     MountFacts,
     Phase,
-    Plan,
     Problem,
     Progress,
     Release,
-    Report,
-    Status,
-    StepResult,
     Tree,
     UnitState,
     UpdateStatus,
 )
+from nvidiad.nouns.plan import Plan, Report, Status, StepResult
 from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit, Step
 from nvidiad.thought import metrics, render, wire
 from nvidiad.thought.document import document

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""(a) From the start of nvidia.service to the kubelet's release, in the VM bed, by different roads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.report import Figure, Part
+from tests.vm import product, registry, road, states
+from tests.vm.disk import RELEASES
+from tests.vm.kernels import kernels
+from tests.vm.machine import Frozen, Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+TITLE = "seconds from nvidia.service's start to the kubelet's release, tree on disk, VM bed"
+ROADS = Path(__file__).parent / "roads"
+THERE = "/run/bench"
+TREE = f"/opt/nvidia/{road.DRIVER}/{RELEASES['A']}"
+IMAGE = f"{registry.ADDRESS}/{road.REPOSITORY}:{RELEASES['A']}-{road.DRIVER}"
+PYTHON = "/opt/nvidiad/bin/python3"
+# Each of an exposure: what the host looks like before, what the floor does.
+CASES = {
+    "overlay": ("overlay", "later", "overlay"),
+    "ldconfig": ("ldconfig", "first", "ldconfig"),
+    "ldconfig, cache right": ("ldconfig", "later", "cached"),
+}
+FLOOR_FACTOR = 1.5
+READY = """
+test -c /dev/nvidiactl || exit 1
+for module in nvidia nvidia_uvm nvidia_modeset; do grep -q "^live" /sys/module/$module/initstate || exit 2; done
+ldconfig -p | grep -q libcuda.so.1 || exit 3
+"""
+
+
+@dataclass(frozen=True)
+class Road:
+    """A way to bring the driver up: what nvidia.service runs, on which configuration, from which state."""
+
+    name: str
+    command: str
+    exposure: str = "ldconfig"
+    before: str = "first"
+    brings_driver: bool = True
+
+
+@dataclass
+class Measured:
+    """What one road took: right after a resume (nothing translated yet), and again on the same machine."""
+
+    first: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
+
+
+def roads() -> Iterator[Road]:
+    """All roads of one round; every ratio is between roads of the same round."""
+    for name, (exposure, before, floor) in CASES.items():
+        yield Road(f"nvidiad, {name}", f"{road.NVIDIAD} activate", exposure, before)
+        yield Road(f"floor, {name}", f"/bin/sh {THERE}/floor.sh {floor} {TREE}", exposure, before)
+    yield Road("ancestor", f"/bin/sh {THERE}/ancestor.sh {IMAGE} {TREE}")
+    yield Road("python3 -c pass", f"{PYTHON} -c pass", brings_driver=False)
+    yield Road("true", "/bin/true", brings_driver=False)
+
+
+def measure(rounds: int, again: int, say: Callable[[str], None]) -> Part:
+    """Measure every road once a round, each in a fresh clone of one frozen host."""
+    with tempfile.TemporaryDirectory(prefix="nvidiad-bench-", dir="/var/tmp") as made:  # noqa: S108
+        folder = Path(made)
+        frozen = prepare(folder)
+        measured = {each.name: Measured() for each in roads()}
+        parts: list[Mapping[str, float]] = []
+        for number in range(rounds):
+            for each in roads():
+                with Machine(folder / "clone", frozen=frozen) as machine:
+                    first, *rest = travel(machine.resume(), each, 1 + again)
+                shutil.rmtree(folder / "clone")
+                measured[each.name].first.append(first)
+                measured[each.name].again += [statistics.median(rest)] if rest else []
+                say(f"(a) round {number + 1}/{rounds}: {each.name}: {first:.2f} s, then {short(rest)}")
+            with Machine(folder / "clone", frozen=frozen) as machine:
+                parts.append(breakdown(machine.resume()))
+            shutil.rmtree(folder / "clone")
+    return Part("a", TITLE, tuple(figures(measured)), tuple(explain(parts)))
+
+
+def short(seconds: list[float]) -> str:
+    return " ".join(f"{each:.2f}" for each in seconds)
+
+
+def prepare(folder: Path) -> Frozen:
+    """A host in slot A with nvidiad, the tree on disk, the image in the engine, and no driver in force."""
+    with Machine(folder / "work", frozen=states.with_docker()) as machine:
+        machine.resume()
+        product.install(machine)
+        road.configure(machine)
+        tree = road.payload(folder / "payload", "A", kernels().a)
+        road.publish(machine, [tree])
+        machine.run(f"docker pull -q {IMAGE}", 180, check=True)
+        road.install(machine, tree)
+        machine.run(f"mkdir -p {THERE} /etc/systemd/system/nvidia.service.d", check=True)
+        for path in sorted(ROADS.iterdir()):
+            machine.put(path.read_bytes(), f"{THERE}/{path.name}")
+        machine.run(f"ln -sfn {TREE} /opt/nvidia/current", check=True)
+        # Each road once, so that none waits for the disk; and the driver's modules come and go once.
+        for each in roads():
+            travel(machine, each, 1)
+        machine.run(f"rm -rf /tmp/*; sh {THERE}/reset.sh first", check=True)
+        return machine.freeze(folder / "frozen")
+
+
+def travel(machine: Machine, each: Road, times: int) -> list[float]:
+    """Take a road so many times; the seconds of each."""
+    set_out(machine, each)
+    taken = []
+    for _ in range(times):
+        machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
+        machine.run("systemctl start kubelet", 300, check=True)
+        if each.brings_driver:
+            machine.run(READY, check=True)
+        taken.append(release_time(machine))
+        machine.run("systemctl stop kubelet nvidia", check=True)
+        machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
+    return taken
+
+
+def set_out(machine: Machine, each: Road) -> None:
+    """Let nvidia.service go this road, and its stop do nothing: reset.sh is the same for all."""
+    more = f'[install]\nexposure = "{each.exposure}"\n'
+    machine.put(more.encode(), "/etc/nvidiad/conf.d/50-test.toml")
+    text = f"[Service]\nExecStart=\nExecStart={each.command}\nExecStop=\n"
+    machine.put(text.encode(), "/etc/systemd/system/nvidia.service.d/50-bench.conf")
+    machine.run("systemctl daemon-reload", check=True)
+
+
+def release_time(machine: Machine) -> float:
+    """Seconds on the guest's monotonic clock, as its systemd noted them."""
+    began = "systemctl show -P InactiveExitTimestampMonotonic nvidia.service"
+    ended = "systemctl show -P ActiveEnterTimestampMonotonic kubelet.service"
+    start, end = machine.output(f"{began}; {ended}").split()
+    return (int(end) - int(start)) / 1e6
+
+
+def breakdown(machine: Machine) -> dict[str, float]:
+    """Where nvidiad's time goes: seconds of each part of one activation with ldconfig from a first state."""
+    command = f"{PYTHON} {THERE}/traced.py"
+    travel(machine, Road("traced", command), 1)
+    shown = "InactiveExitTimestampMonotonic ExecMainStartTimestampMonotonic ExecMainExitTimestampMonotonic"
+    names = " ".join(f"-P {name}" for name in shown.split())
+    # systemctl prints the values in its own order, so each is asked for by itself.
+    asked = "; ".join(f"systemctl show {name} nvidia.service" for name in re.findall(r"-P \S+", names))
+    unit, main, ended = (int(word) for word in machine.output(asked).split())
+    kubelet = int(machine.output("systemctl show -P ActiveEnterTimestampMonotonic kubelet.service"))
+    entries = [json.loads(line) for line in machine.output(journal_command()).splitlines()]
+    told = next(str(entry["MESSAGE"]) for entry in entries if str(entry["MESSAGE"]).startswith("bench "))
+    at = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", told)}
+    spans = {
+        "systemd starts it": (unit, main),
+        "interpreter": (main, at["began"]),
+        "imports": (at["began"], at["imported"]),
+        "configuration": (at["imported"], at["look"]),
+        "look": (at["look"], at["looked"]),
+        "plan": (at["looked"], at["execute"]),
+        "steps": (at["execute"], at["executed"]),
+        "end": (at["executed"], ended),
+        "systemd releases the kubelet": (ended, kubelet),
+    }
+    parts = {name: (end - start) / 1e6 for name, (start, end) in spans.items()}
+    for entry in entries:
+        if "NVIDIAD_SECONDS" in entry:
+            what = re.sub(r"^done: ", "", str(entry["MESSAGE"]))
+            parts[f"  {what}"] = float(entry["NVIDIAD_SECONDS"])
+    return parts
+
+
+def journal_command() -> str:
+    return shlex.join(["journalctl", "-b", "-o", "json", "--no-pager", "-u", "nvidia.service", "-n", "20"])
+
+
+def figures(measured: Mapping[str, Measured]) -> Iterator[Figure]:
+    """Roads beside their floors; `again` after the same road was taken once on the same machine."""
+    for kind in ("first", "again"):
+        taken = {name: tuple(getattr(each, kind)) for name, each in measured.items()}
+        if not all(taken.values()):
+            continue
+        mark = "" if kind == "first" else ", again"
+        nothing, python = taken["true"], taken["python3 -c pass"]
+        start = tuple(max(0.0, one - other) for one, other in zip(python, nothing, strict=True))
+        yield Figure(f"Python's start{mark}", "s", start)
+        for name in CASES:
+            floor, ours = taken[f"floor, {name}"], taken[f"nvidiad, {name}"]
+            allowed = tuple(FLOOR_FACTOR * f + s for f, s in zip(floor, start, strict=True))
+            yield Figure(f"floor, {name}{mark}", "s", floor)
+            yield Figure(f"nvidiad, {name}{mark}", "s", ours, floor, allowed)
+        ours, ancestor = taken["nvidiad, overlay"], taken["ancestor"]
+        yield Figure(f"ancestor, overlay{mark}", "s", ancestor, taken["floor, overlay"])
+        yield Figure(f"nvidiad against the ancestor, overlay{mark}", "s", ours, ancestor)
+
+
+def explain(parts: list[Mapping[str, float]]) -> Iterator[str]:
+    """The breakdown, in the order of time."""
+    yield "where nvidiad's seconds go (ldconfig, first after a resume, traced in clones of their own):"
+    for name in parts[0]:
+        values = [part[name] for part in parts if name in part]
+        yield f"  {statistics.median(values):6.3f}  {name}"

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed at any step, by SIGKILL or by the power: the next look finishes the job, and the host comes out the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from nvidiad.nouns.steps import Step
+from tests.host import road, standins
+from tests.host.bed import Host
+from tests.host.machine import CommandError
+
+KUBELET = "kubelet.service"
+# Restart quickly: the test is about what comes after, and the two seconds of the unit would be most of it.
+_AGAIN = "[Service]\nRestartSec=100ms\n"
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A death: of the process of this verb, at its nth step of this name; see standin/nvidiad_killer.py."""
+
+    verb: str
+    step: str
+    at: str | float
+    nth: int = 1
+
+    def __str__(self) -> str:
+        at = self.at if isinstance(self.at, str) else f"{self.at} s into"
+        return f"{self.verb}: {at} {self.step}{f' no. {self.nth}' if self.nth > 1 else ''}".replace(" ", "_")
+
+
+# The road from nothing, and what the daemon does on it.
+DAEMON = (
+    *(Kill("run", "write-gates", at) for at in ("before", "change 1", "change 2", "after")),
+    *(Kill("run", "pull-image", at) for at in ("before", 0.1, "after")),
+    *(Kill("run", "install-tree", at) for at in ("before", 0.05, 0.3, "after")),
+    *(Kill("run", "start-unit", at) for at in ("before", 0.1, "after")),
+    *(Kill("run", "start-unit", at, 2) for at in ("before", "after")),
+)
+# The tree is on disk, nothing else is.
+ACTIVATION = (
+    *(Kill("activate", "select-tree", at) for at in ("before", "change 1", "change 2", "after")),
+    *(Kill("activate", "configure-linker", at) for at in ("before", "change 1", "change 2", "after")),
+    *(Kill("activate", "refresh-linker-cache", at) for at in ("before", "change 1", 0.005, "after")),
+    *(Kill("activate", "set-firmware-path", at) for at in ("before", "change 1", "after")),
+    *(Kill("activate", "load-host-modules", at) for at in ("before", "after")),
+    *(Kill("activate", "load-module", at) for at in ("before", "change 1", "after")),
+    *(Kill("activate", "load-module", "after", nth) for nth in (2, 3)),
+    *(Kill("activate", "make-nodes", at) for at in ("before", "change 2", "change 7", "after")),
+    *(Kill("activate", "check-driver", at) for at in ("before", "after")),
+)
+# Everything is in force, and somebody stops nvidia.service.
+DEACTIVATION = (
+    *(Kill("deactivate", "unload-module", "before", nth) for nth in (1, 2, 3)),
+    *(Kill("deactivate", "remove-nodes", at) for at in ("before", "change 4", "after")),
+    *(Kill("deactivate", "set-firmware-path", at) for at in ("change 1", "after")),
+    *(Kill("deactivate", "configure-linker", at) for at in ("before", "after")),
+    *(Kill("deactivate", "refresh-linker-cache", at) for at in ("before", 0.005, "after")),
+)
+# Everything is in force, and a node is gone.
+RELOAD = tuple(Kill("run", "reload-unit", at) for at in ("before", 0.1, "after"))
+OVERLAY = (
+    *(Kill("activate", "mount-overlay", at) for at in ("before", "change 1", "after")),
+    *(Kill("deactivate", "unmount-overlay", at) for at in ("before", "after")),
+)
+POWER = (
+    Kill("run", "write-gates", "change 2"),
+    Kill("run", "pull-image", 0.1),
+    Kill("run", "install-tree", 0.2),
+    Kill("run", "install-tree", "after"),
+    Kill("run", "start-unit", "before"),
+    Kill("activate", "select-tree", "change 2"),
+    Kill("activate", "configure-linker", "change 2"),
+    Kill("activate", "refresh-linker-cache", 0.005),
+    Kill("activate", "load-module", "after", 2),
+    Kill("activate", "make-nodes", "change 4"),
+    Kill("activate", "check-driver", "after"),
+)
+
+
+def test_the_tables_have_every_step_there_is() -> None:
+    from nvidiad.nouns.steps import step_name
+
+    killed = {kill.step for kill in (*DAEMON, *ACTIVATION, *DEACTIVATION, *RELOAD, *OVERLAY)}
+    assert killed == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
+
+
+# -- the victim ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A host whose nvidiad can be killed at a step, and how it looks when nobody kills it."""
+
+    host: Host
+    whole: dict[str, object]
+
+    def arm(self, kill: Kill, *, power: bool = False) -> None:
+        wish = {"verb": kill.verb, "step": kill.step, "nth": kill.nth, "at": kill.at, "power": power}
+        self.host.write("/run/kill-at.tmp", json.dumps(wish))
+        self.host.path("/run/kill-at.tmp").rename(self.host.path("/run/kill-at"))
+
+    def wait_hit(self) -> None:
+        try:
+            self.host.wait(lambda: self.host.exists("/run/kill-hit"), "the process was killed", _SECONDS)
+        except CommandError as error:
+            pytest.fail(f"{error}\n{road.story(self.host)}", pytrace=False)
+
+    def wait_whole(self) -> None:
+        """Wait until the host is as an undisturbed one, and see that nothing came too early on the way."""
+        deadline = time.monotonic() + _SECONDS
+        while (now := road.end_state(self.host)) != self.whole:
+            if time.monotonic() > deadline:
+                print(road.story(self.host))
+                assert now == self.whole
+            time.sleep(0.1)
+        road.wait_phase(self.host, "ready")
+        road.assert_never_early(self.host)
+
+
+def strip(host: Host, *, trees: bool) -> None:
+    """Back to where the road begins; with `trees`, to where activation begins."""
+    units = "nvidiad.service nvidiad.socket kubelet.service nvidia-persistenced.service nvidia.service"
+    host.run(
+        f"""
+        rm -f /run/kill-*
+        systemctl stop {units}; systemctl reset-failed
+        /opt/nvidiad/bin/nvidiad deactivate 2>/dev/null
+        docker ps -aq | xargs -r docker rm -f
+        rm -rf /run/witness /run/nvidiad/activation.json /var/lib/nvidiad/*
+        rm -f /opt/nvidia/current /opt/nvidia/.current*
+        """
+    )
+    if not trees:
+        host.run(
+            """
+            docker images -q | xargs -r docker rmi -f
+            rm -rf /opt/nvidia /etc/systemd/system/kubelet.service.d/*10-nvidia.conf*
+            systemctl daemon-reload
+            """
+        )
+
+
+def prepare(host: Host, config: str) -> Victim:
+    """A host with a killer in nvidiad's virtual environment; the product does not know of it."""
+    road.install(host, config)
+    site = f"/opt/nvidiad/lib/{host.python}/site-packages"
+    host.put(standins.SOURCES / "nvidiad_killer.py", f"{site}/nvidiad_killer.py")
+    host.write(f"{site}/nvidiad_killer.pth", "import nvidiad_killer; nvidiad_killer.arm()\n")
+    host.write("/etc/systemd/system/nvidiad.service.d/bed.conf", _AGAIN)
+    road.publish(host)
+    strip(host, trees=False)
+    host.systemctl("start", "nvidiad.socket", "nvidiad.service")
+    road.wait_ready(host)
+    host.wait(lambda: road.end_state(host) == road.end_state(host), "nothing moves any more")
+    return Victim(host, road.end_state(host))
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    with road.booted() as host:
+        yield prepare(host, road.configuration())
+
+
+@pytest.fixture(scope="module")
+def layered() -> Iterator[Victim]:
+    with road.booted() as host:
+        yield prepare(host, road.configuration(install={"exposure": "overlay"}))
+
+
+# -- the tables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kill", DAEMON, ids=str)
+def test_the_daemon_is_killed_on_the_road_from_nothing(victim: Victim, kill: Kill) -> None:
+    strip(victim.host, trees=False)
+    victim.arm(kill)
+    victim.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+    victim.wait_hit()
+    victim.wait_whole()
+    assert int(victim.host.show("nvidiad.service", "NRestarts")) == 1
+
+
+@pytest.mark.parametrize("kill", ACTIVATION, ids=str)
+def test_activation_is_killed(victim: Victim, kill: Kill) -> None:
+    strip(victim.host, trees=True)
+    victim.arm(kill)
+    victim.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+    victim.wait_hit()
+    victim.wait_whole()
+    assert victim.host.show("nvidiad.service", "NRestarts") == "0"
+
+
+@pytest.mark.parametrize("kill", DEACTIVATION, ids=str)
+def test_deactivation_is_killed(victim: Victim, kill: Kill) -> None:
+    stop_and_kill(victim, kill)
+
+
+@pytest.mark.parametrize("kill", RELOAD, ids=str)
+def test_the_daemon_is_killed_while_it_puts_a_node_back(victim: Victim, kill: Kill) -> None:
+    host = victim.host
+    host.systemctl("start", "nvidiad.service")
+    road.wait_ready(host)
+    host.run("rm -f /run/kill-* && rm /dev/nvidia0", check=True)
+    pid = road.main_pid(host, KUBELET)
+    victim.arm(kill)
+    host.nvidiad("reconcile")
+    victim.wait_hit()
+    victim.wait_whole()
+    assert road.main_pid(host, KUBELET) == pid
+
+
+@pytest.mark.parametrize("kill", OVERLAY, ids=str)
+def test_the_overlay_is_mounted_and_taken_off_all_the_same(layered: Victim, kill: Kill) -> None:
+    if kill.verb == "deactivate":
+        stop_and_kill(layered, kill)
+    else:
+        strip(layered.host, trees=True)
+        layered.arm(kill)
+        layered.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+        layered.wait_hit()
+        layered.wait_whole()
+
+
+def stop_and_kill(victim: Victim, kill: Kill) -> None:
+    host = victim.host
+    host.systemctl("start", "nvidiad.socket", "nvidiad.service")
+    road.wait_ready(host)
+    host.run("rm -f /run/kill-*", check=True)
+    victim.arm(kill)
+    host.systemctl("stop", "--no-block", "nvidia.service")
+    victim.wait_hit()
+    victim.wait_whole()
+
+
+def test_the_installers_container_is_killed_too(victim: Victim) -> None:
+    host = victim.host
+    for both in (True, False):
+        strip(host, trees=False)
+        host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+        names = "docker ps -q --filter name=nvidiad-install"
+        host.wait(lambda: host.run("ls -A /opt/nvidia/*/").out.find(".partial") >= 0, "the installer is at work")
+        if both:
+            host.kill("nvidiad.service")
+        host.run(f"{names} | xargs -r docker kill")
+        victim.wait_whole()
+
+
+@pytest.mark.parametrize("kill", POWER, ids=str)
+def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
+    host = victim.host
+    strip(host, trees=kill.verb == "activate")
+    victim.arm(kill, power=True)
+    host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+    victim.wait_hit()
+    host.power_cut()
+    victim.wait_whole()
+    road.assert_never_early(host, starts=1)
