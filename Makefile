@@ -5,7 +5,8 @@ VENV ?= .venv
 PREFIX ?= /opt/nvidiad
 DESTDIR ?=
 SYSCONFDIR ?= /etc
-PYTEST_ARGS ?=
+# Two at a time: a test of a bed waits for most of its time. Files stay together, as their beds do.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
 .PHONY: help demo test lint bench install clean
