@@ -41,6 +41,7 @@ bench: $(VENV)/.ready
 install:
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
 	$(DESTDIR)$(PREFIX)/bin/pip install --quiet .
+	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"
 
 clean:

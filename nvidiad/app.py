@@ -149,9 +149,11 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
         return 0
     settings = read_settings(configuration)
     ports = driver_ports(settings, root)
-    plan = plan_deactivation(look_at_driver(ports, settings), settings)
+    plan = plan_deactivation(look_at_driver(ports, settings), settings, ports.modules.holders())
     report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
-    return 1 if report.problem else 0
+    if plan.problem:
+        log.error(plan.problem.sentence, code=str(plan.problem.code), remedy=plan.problem.remedy)
+    return 1 if plan.problem or report.problem else 0
 
 
 def _host_is_stopping(root: Path) -> bool:

@@ -304,8 +304,8 @@ def _gc(options: argparse.Namespace) -> int:
     ports = app.driver_ports(settings, options.root)
     facts = look_at_driver(ports, settings)
     update = UpdateEngine(app.connect()).status() if str(options.root) == "/" else None
-    last_good = app.memories(options.root).read().last_good
-    for tree in expendable(facts, wanted(facts, settings), update=update, last_good=last_good):
+    memory = app.memories(options.root).read()
+    for tree in expendable(facts, wanted(facts, settings), update=update, memory=memory):
         if not options.dry_run:
             ports.trees.remove(tree.path)
         print(f"{'would remove' if options.dry_run else 'removed'} {tree.path}")

@@ -257,3 +257,5 @@ class Memory:
     attempts: tuple[Attempt, ...] = ()
     last_good: str = ""
     """The path of the tree that was last seen ready."""
+    former_good: str = ""
+    """The last such tree of another OS release: most likely the one in the other slot."""

@@ -158,6 +158,9 @@ class CheckDriver:
     """Compare what is loaded, exposed and in /dev with what is wanted."""
 
     driver: str
+    directory: str
+    libraries: tuple[str, ...]
+    """What the linker cache must name in this directory."""
 
     def describe(self) -> str:
         return f"check that driver {self.driver} is the one loaded"

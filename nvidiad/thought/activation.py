@@ -26,7 +26,9 @@ from nvidiad.nouns.steps import (
 from nvidiad.thought import parse
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import DriverFacts, ModuleFile, MountFacts, Tree
+    from collections.abc import Sequence
+
+    from nvidiad.nouns.model import DriverFacts, Holder, ModuleFile, MountFacts, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.config import Settings
 
@@ -86,11 +88,16 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
     steps = (*_exposure_steps(facts, settings, tree), *_module_steps(facts, settings, tree))
     if not steps:
         return Plan(f"'{tree.build}' is in force")
-    return Plan(f"'{tree.build}' is on disk but not in force", (*steps, CheckDriver(tree.build.driver)))
+    return Plan(f"'{tree.build}' is on disk but not in force", (*steps, _check(facts, settings, tree)))
 
 
-def deactivate(facts: DriverFacts, settings: Settings) -> Plan:
-    """Undo exactly what activation did, in reverse; `current` and the trees stay."""
+def deactivate(facts: DriverFacts, settings: Settings, holders: Sequence[Holder] = ()) -> Plan:
+    """Undo exactly what activation did, in reverse; `current` and the trees stay.
+
+    A driver in use is left whole: its first modules could go, and what uses it would be left with the rest.
+    """
+    if problem := _in_use(facts, holders):
+        return Plan("the driver is to be taken down", problem=problem)
     steps: list[Step] = [UnloadModule(name) for name in unload_order(facts)]
     if facts.loaded:
         steps.append(RemoveNodes())
@@ -113,6 +120,24 @@ def unload_order(facts: DriverFacts) -> tuple[str, ...]:
         order += free or sorted(left)
         left = {name: holders for name, holders in left.items() if name not in order}
     return tuple(order)
+
+
+def _in_use(facts: DriverFacts, holders: Sequence[Holder]) -> Problem | None:
+    ours = {module.name for module in facts.loaded}
+    others = sorted({name for module in facts.loaded for name in module.holders} - ours)
+    who = [*(f"module {name}" for name in others), *named(holders)]
+    if not ours or not who:
+        return None
+    return Problem(
+        Code.MODULE_IN_USE,
+        f"module 'nvidia' is in use by {', '.join(who)}",
+        "Stop what uses the GPU, or reboot.",
+    )
+
+
+def named(holders: Sequence[Holder]) -> tuple[str, ...]:
+    """Processes in words; five of them, as a node may run hundreds."""
+    return tuple(f"{h.command} (pid {h.pid}, {h.unit or 'no unit'})" for h in holders[:5])
 
 
 def _not_ours(facts: DriverFacts, settings: Settings) -> Problem | None:
@@ -253,6 +278,11 @@ def _load_order(facts: DriverFacts, settings: Settings) -> tuple[ModuleFile, ...
     """The configured modules and what they need of the tree, dependencies first; ValueError for a circle."""
     names = [naming.module_name(name) for name in settings.driver.modules]
     return parse.load_order(facts.wanted_modules, names)
+
+
+def _check(facts: DriverFacts, settings: Settings, tree: Tree) -> CheckDriver:
+    exposure, _ = choose_exposure(settings.install.exposure, facts.mounts)
+    return CheckDriver(tree.build.driver, linker_directory(exposure, settings), tree.libraries)
 
 
 def _is_ours(path: str, settings: Settings) -> bool:

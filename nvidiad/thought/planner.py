@@ -12,7 +12,7 @@ from nvidiad.nouns.model import Phase, Problem
 from nvidiad.nouns.plan import Plan, Status
 from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, StartUnit, WriteGates
 from nvidiad.thought import backoff
-from nvidiad.thought.activation import activate, choose_exposure, find_tree, wanted
+from nvidiad.thought.activation import activate, choose_exposure, find_tree, named, wanted
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import HostFacts, Memory, UnitState
@@ -157,13 +157,14 @@ def _is_due(unit: UnitState, driver: UnitState) -> bool:
     Someone who stops it later means it: then it went down after the driver came up.
     """
     down = unit.active in ("inactive", "failed") and not unit.job
-    # Its own ExecCondition= found no GPU or no driver, which a reload of the driver's unit has brought since.
+    # Its ExecCondition= found no GPU or no driver; a reload of the driver's unit has brought it since.
     late = driver.changed if unit.result == "exec-condition" else driver.active_enter
     return unit.load == "loaded" and unit.wanted and down and unit.inactive_enter <= late
 
 
 def _gate_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
-    if set(facts.gates) == set(settings.units.gated):
+    # A daemon that knows nothing of its host's wishes leaves the gates as they are.
+    if not settings.configured or set(facts.gates) == set(settings.units.gated):
         return ()
     return (WriteGates(settings.units.gated),)
 
@@ -201,7 +202,7 @@ def _not_due(
 def _with_holders(problem: Problem, facts: HostFacts) -> Problem:
     if problem.code not in _AFTER_REBOOT or not facts.holders:
         return problem
-    names = ", ".join(f"{h.command} (pid {h.pid}, {h.unit or 'no unit'})" for h in facts.holders[:5])
+    names = ", ".join(named(facts.holders))
     return replace(problem, sentence=f"{problem.sentence}; in use by {names}")
 
 

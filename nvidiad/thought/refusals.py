@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _AGAIN = "nvidiad tries again by itself"
 _JOURNAL = f"look into the engine's journal: journalctl -u docker; {_AGAIN}"
 _LONGEST = 240
+_SPEAKER = "nvidiad install: "
 
 # ---------------------------------------------------------------------------------------------------
 # The words are all there is: most causes come as status 500 or in the event stream.
@@ -216,7 +217,9 @@ def exit_failure(status: int, lines: Sequence[str], reference: str) -> Failure:
     if status == 73:
         found = (rule for rule in _CANNOT_WRITE if re.search(rule[0], words, re.IGNORECASE))
         _, code, remedy, retry = next(found, ("", code, remedy, retry))
-    last = lines[-1].removeprefix("nvidiad install: ") if lines else ""
+    # Its own last word on stderr may arrive before the last line on stdout.
+    own = [line.removeprefix(_SPEAKER) for line in lines if line.startswith(_SPEAKER)]
+    last = next(reversed(own or lines), "")
     said = f": {shorten(last)}" if last else ""
     kind = Transient if retry else Permanent
     return kind(code, f"the installer of '{clean(reference)}' {what}{said}", remedy)

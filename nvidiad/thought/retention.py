@@ -6,26 +6,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Build, DriverFacts, Tree, UpdateStatus
+    from nvidiad.nouns.model import Build, DriverFacts, Memory, Tree, UpdateStatus
 
 
 def expendable(
-    facts: DriverFacts, wanted: Build, *, update: UpdateStatus | None, last_good: str
+    facts: DriverFacts, wanted: Build, *, update: UpdateStatus | None, memory: Memory
 ) -> tuple[Tree, ...]:
     """The trees that nothing on this host needs, now or after a rollback."""
-    return tuple(tree for tree in facts.trees if not _needed(tree, facts, wanted, update, last_good))
+    return tuple(tree for tree in facts.trees if not _needed(tree, facts, wanted, update, memory))
 
 
 def _needed(
-    tree: Tree, facts: DriverFacts, wanted: Build, update: UpdateStatus | None, last_good: str
+    tree: Tree, facts: DriverFacts, wanted: Build, update: UpdateStatus | None, memory: Memory
 ) -> bool:
     build = tree.build
     loaded = any(m.name == "nvidia" and m.version == build.driver for m in facts.loaded)
-    # The other slot holds the release before this one, whose tree was the last good one until this boot, or
-    # the next one, which update_engine names.
+    # The other slot holds the release before this one, whose tree memory names, or the next one, which
+    # update_engine names.
     slots = {facts.release.version, wanted.os_version, update.version if update else ""}
     return (
-        tree.path in (facts.current, last_good)
+        tree.path in (facts.current, memory.last_good, memory.former_good)
         or (loaded and build.kernel == facts.kernel)
         or (build.driver == wanted.driver and build.os_version in slots)
     )

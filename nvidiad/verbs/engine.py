@@ -95,8 +95,8 @@ class DriverEngine:
                 driver.nodes.make()
             case RemoveNodes():
                 driver.nodes.remove()
-            case CheckDriver(driver=version):
-                self._check(version)
+            case CheckDriver():
+                self._check(step)
             case PullImage() | InstallTree() | WriteGates() | StartUnit() | ReloadUnit():
                 raise Permanent(Code.INTERNAL, f"activation was given the step '{step.describe()}'")
             case _:
@@ -110,8 +110,9 @@ class DriverEngine:
             else:
                 self.log.debug("optional host module is absent", module=name)
 
-    def _check(self, version: str) -> None:
-        """The last step: module, version file and nodes say the same."""
+    def _check(self, step: CheckDriver) -> None:
+        """The last step: module, libraries and nodes are there, and of one driver."""
+        version = step.driver
         loaded = {module.name: module.version for module in self.driver.modules.loaded()}
         told = self.driver.modules.driver_version()
         if loaded.get("nvidia") != version or told != version:
@@ -121,10 +122,13 @@ class DriverEngine:
                 f"driver {version} was brought up, but the kernel has {module} and says {told}",
                 "Reboot; if it stays so, another driver is loaded early at boot.",
             )
-        missing = self.driver.nodes.missing()
-        if missing:
+        nodes = self.driver.nodes.missing()
+        libraries = self.driver.linker.facts(step.directory, step.libraries).missing
+        if nodes or libraries:
             raise Transient(
-                Code.EXPOSURE_FAILED, f"device nodes are missing after activation: {', '.join(missing)}"
+                Code.EXPOSURE_FAILED,
+                f"missing after activation: {', '.join((*nodes, *libraries))}",
+                f"See what ldconfig says of '{step.directory}'; every library needs its own SONAME.",
             )
 
     def _tell(self, result: StepResult) -> None:

@@ -94,8 +94,7 @@ class Reconciler:
         if status.phase is not Phase.READY or status.facts.driver.current is None:
             return memory
         kept = tuple(a for a in memory.attempts if a.reference.startswith(("start ", "gates")))
-        learnt = Memory(kept, status.facts.driver.current)
-        return self._write(memory, learnt)
+        return self._write(memory, replace(good(memory, status.facts.driver.current), attempts=kept))
 
     def _remember(self, memory: Memory, facts: HostFacts, settings: Settings, report: Report) -> Memory:
         """Count what failed and forget the failures of what worked."""
@@ -123,3 +122,11 @@ class Reconciler:
         if after != before:
             self._ports.memories.write(after)
         return after
+
+
+def good(memory: Memory, tree: str) -> Memory:
+    """Memory with `tree` as the last one known good; that of another OS release is kept beside it."""
+    release, last = tree.rpartition("/")[2], memory.last_good
+    if not last or last.rpartition("/")[2] == release:
+        return replace(memory, last_good=tree)
+    return replace(memory, last_good=tree, former_good=last)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system bus: the only file that knows pystemd, and the room in which its traps stay.
+"""The system bus through pystemd, and the room in which its traps stay.
 
 pystemd 0.15 holds the GIL during a call (bounded here by SYSTEMD_BUS_TIMEOUT), aborts the process on a
 second close, frees callbacks that it should keep, and reads getters of an empty message from a null

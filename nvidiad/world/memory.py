@@ -25,6 +25,7 @@ def encode(memory: Memory) -> bytes:
     document = {
         "schema": SCHEMA,
         "last-good": memory.last_good,
+        "former-good": memory.former_good,
         "attempts": [
             {
                 "reference": attempt.reference,
@@ -53,7 +54,11 @@ def decode(data: bytes) -> Memory:
         if _typed(document, "schema", int) != SCHEMA:
             raise ValueError(f"its schema is {document['schema']}, not {SCHEMA}")
         attempts = _typed(document, "attempts", list)
-        return Memory(tuple(_attempt(item) for item in attempts), _typed(document, "last-good", str))
+        return Memory(
+            tuple(_attempt(item) for item in attempts),
+            _typed(document, "last-good", str),
+            _typed(document, "former-good", str),
+        )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"it is not as nvidiad writes it: {error}") from error
 

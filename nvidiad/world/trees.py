@@ -210,7 +210,7 @@ class Trees:
             raise Permanent(
                 Code.MODULE_IN_USE,
                 f"'{target}' is the tree of the loaded driver and is not replaced by another one",
-                "Unload the driver (systemctl stop nvidia.service) or install before the driver is loaded.",
+                "Stop nvidiad and nvidia.service first (the gated units stop too), or try after a reboot.",
             )
 
     def _check_space(self, manifest: Manifest) -> None:

@@ -176,7 +176,7 @@ def bed(shared: Bed) -> Bed:
     return shared
 
 
-# -- in health -------------------------------------------------------------------------------------------------------
+# -- in health ----------------------------------------------------------------------------------------------
 
 
 def test_an_image_is_resolved_pulled_read_and_run(bed: Bed) -> None:
@@ -248,7 +248,7 @@ def test_the_container_is_what_the_documented_command_makes(bed: Bed) -> None:
     bed.host.wait(lambda: bed.containers() == "", "both containers are gone")
 
 
-# -- what is not there, or not for us --------------------------------------------------------------------------------
+# -- what is not there, or not for us -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_credentials_come_from_the_configured_file_only(bed: Bed) -> None:
     assert bed.act(f"{AUTH}/nv:1", auth="/etc/not-there.json")["code"] == "registry-auth"
 
 
-# -- registries and engines that fail in the middle ------------------------------------------------------------------
+# -- registries and engines that fail in the middle ---------------------------------------------------------
 
 
 def test_a_frozen_registry_is_noticed_in_time(bed: Bed) -> None:
@@ -470,7 +470,7 @@ def test_a_full_disk_of_the_engine_is_said_so(bed: Bed) -> None:
     assert done["retry"]
 
 
-# -- the installer ---------------------------------------------------------------------------------------------------
+# -- the installer ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_a_full_disk_of_the_engine_is_said_so(bed: Bed) -> None:
         ("exit 74", "tree-invalid", "r="),
         ("exit 75", "image-failed", "another installation"),
         ("echo is the tree of the loaded driver; exit 77", "module-in-use", "loaded driver"),
-        ("echo odd >&2; exit 9", "image-failed", "status 9: odd"),
+        ("echo nvidiad install: odd >&2; exit 9", "image-failed", "status 9: odd"),
         ("exit 137", "image-failed", "was killed"),
     ],
 )

@@ -194,6 +194,23 @@ def test_deactivation_undoes_everything_in_reverse() -> None:
     ]
 
 
+def test_deactivation_leaves_a_driver_in_use_whole() -> None:
+    plan = activation.deactivate(f.driver(), f.settings(), [Holder(41, "trainer", "pod 7")])
+    assert plan.steps == ()
+    assert plan.problem is not None
+    assert plan.problem.code is Code.MODULE_IN_USE
+    assert plan.problem.sentence == "module 'nvidia' is in use by trainer (pid 41, pod 7)"
+
+
+def test_deactivation_leaves_a_driver_whole_that_another_module_needs() -> None:
+    facts = f.driver()
+    loaded = tuple(replace(module, holders=(*module.holders, "gdrdrv")) for module in facts.loaded)
+    plan = activation.deactivate(replace(facts, loaded=loaded), f.settings())
+    assert plan.steps == ()
+    assert plan.problem is not None
+    assert plan.problem.sentence == "module 'nvidia' is in use by module gdrdrv"
+
+
 def test_deactivation_of_a_host_that_has_nothing() -> None:
     facts: DriverFacts = f.bare(linker=LinkerFacts(None, ()))
     assert activation.deactivate(facts, f.settings()).steps == ()

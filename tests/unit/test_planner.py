@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Attempt, Holder, HostFacts, LoadedModule, Memory, Phase, Problem
-from nvidiad.nouns.plan import Plan
 from nvidiad.nouns.steps import StartUnit
 from nvidiad.thought import planner
 from tests.unit import facts as f
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.plan import Plan
 
 NOW = 1000.0
 MISSING = Problem(Code.IMAGE_MISSING, f"'{f.IMAGE}' is not in the registry", "push it", retry=True)

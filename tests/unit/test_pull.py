@@ -476,6 +476,13 @@ def test_the_installers_exit_status_becomes_a_code(
     assert failure.remedy
 
 
+def test_the_installers_own_word_counts_wherever_it_arrived() -> None:
+    failure = refusals.exit_failure(9, ["copying", "nvidiad install: odd", "verifying"], REFERENCE)
+    assert failure.sentence == f"the installer of '{REFERENCE}' ended with status 9: odd"
+    failure = refusals.exit_failure(9, ["copying", "odd"], REFERENCE)
+    assert failure.sentence.endswith(": odd")
+
+
 def test_an_installer_that_said_nothing_is_quoted_with_nothing() -> None:
     failure = refusals.exit_failure(3, [], REFERENCE)
     assert failure.sentence == f"the installer of '{REFERENCE}' ended with status 3"

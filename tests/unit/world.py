@@ -1,0 +1,611 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host in memory behind the ports: what is done to it changes what is seen of it, and it can die at any effect."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns import naming
+from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.nouns.manifest import FileEntry, Manifest
+from nvidiad.nouns.model import (
+    Attempt,
+    Build,
+    Flavour,
+    Gpu,
+    LinkerFacts,
+    LoadedModule,
+    Memory,
+    ModuleFile,
+    MountFacts,
+    Progress,
+    Release,
+    Tree,
+    UnitState,
+    UpdateStatus,
+    problem_of,
+)
+from nvidiad.thought import activation
+from nvidiad.verbs.engine import DriverEngine
+from nvidiad.verbs.observer import look_at_driver
+from nvidiad.verbs.ports import DriverPorts, Ports
+from nvidiad.verbs.reconcile import Reconciler
+from tests.unit.facts import DRIVER, KERNEL, OS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvidiad.nouns.model import Holder
+    from nvidiad.nouns.plan import Status
+    from nvidiad.thought.config import Settings
+
+ROOT = Path("/opt")
+CURRENT = "/opt/nvidia/current"
+REPOSITORY = "registry.example/nvidia-driver"
+PERSISTENCED, KUBELET, DRIVER_UNIT = "nvidia-persistenced.service", "kubelet.service", "nvidia.service"
+NAMES = ("nvidia", "nvidia_modeset", "nvidia_uvm")
+NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-uvm")
+
+
+class Death(BaseException):
+    """The process that acts is gone, or the whole host: no handler of the product may catch it."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in a registry: what its labels say, and what its installer leaves."""
+
+    build: Build
+    labels: dict[str, str]
+    module_kernel: str
+    faulty: str = ""
+    """Why the tree that it leaves is not what its manifest says."""
+    exit_problem: Failure | None = None
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+def manifest_of(build: Build) -> Manifest:
+    entries = tuple(
+        FileEntry(f"lib/modules/{build.kernel}/{name.replace('_', '-')}.ko", 0o644, 1, "0" * 64)
+        for name in NAMES
+    )
+    return Manifest(
+        driver=build.driver,
+        flavour=Flavour.OPEN,
+        product=build.product,
+        architecture="x86_64",
+        os_id="flatcar",
+        os_version=build.os_version,
+        kernel=build.kernel,
+        vermagic=f"{build.kernel} SMP",
+        compiler="cc",
+        pci=(),
+        entries=entries,
+    )
+
+
+def image_of(build: Build, **changes: Any) -> Image:
+    labels = manifests.labels(manifest_of(build), "0" * 64)
+    return replace(Image(build, labels, build.kernel), **changes)
+
+
+def reference_of(build: Build) -> str:
+    return f"{REPOSITORY}:{build}"
+
+
+@dataclass
+class Quiet:
+    """A log that keeps what it is told, as (level, event, fields)."""
+
+    lines: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+
+    def debug(self, event: str, **fields: object) -> None:
+        self.lines.append(("debug", event, fields))
+
+    def info(self, event: str, **fields: object) -> None:
+        self.lines.append(("info", event, fields))
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.lines.append(("warning", event, fields))
+
+    def error(self, event: str, **fields: object) -> None:
+        self.lines.append(("error", event, fields))
+
+    def events(self, level: str) -> list[str]:
+        return [event for each, event, _ in self.lines if each == level]
+
+
+@dataclass
+class Disk:
+    """What a reboot keeps."""
+
+    trees: dict[str, Tree] = field(default_factory=dict)
+    module_kernels: dict[str, str] = field(default_factory=dict)
+    faulty: dict[str, str] = field(default_factory=dict)
+    current: str | None = None
+    linker: str | None = None
+    cache: set[str] = field(default_factory=set)
+    """Trees whose libraries the linker cache names."""
+    pulled: dict[str, Image] = field(default_factory=dict)
+    gates: tuple[str, ...] = (KUBELET,)
+    memory: Memory = field(default_factory=Memory)
+
+
+@dataclass
+class Boot:
+    """What a reboot loses."""
+
+    loaded: dict[str, str] = field(default_factory=dict)
+    overlay: str | None = None
+    firmware: str = ""
+    nodes: set[str] = field(default_factory=set)
+    units: dict[str, UnitState] = field(default_factory=dict)
+    activation: Memory = field(default_factory=Memory)
+
+
+def _unit(name: str) -> UnitState:
+    return UnitState(name, "loaded", "inactive", "dead", "success", 0, True, 0, 0, 0)
+
+
+class World:
+    """The host, its registry and its clock. `effects` says what was done to it, in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.release, self.kernel = OS, KERNEL
+        self.gpus = True
+        self.split = True
+        """/usr/lib and /usr/lib64 are two directories."""
+        self.registry: dict[str, Image] = {}
+        self.refusal: Failure | None = None
+        """What the registry or the engine answers to everything."""
+        self.host_modules = {"i2c_core"}
+        self.disk, self.volatile = Disk(), Boot()
+        self.clock, self.ticks = 1_000_000.0, 0
+        self.boots = 1
+        self.effects: list[str] = []
+        self.log = Quiet()
+        self.dies_at: int | None = None
+        self.dies = "daemon"
+        """Who dies at that effect: the daemon, the activation that systemd runs, or the host."""
+        self.dies_after = False
+        self.starts: list[str] = []
+        self._in_activation = False
+
+    # -- being killed
+
+    def effect(self, what: str, do: Callable[[], object]) -> None:
+        """Something is done to the host; here it can die, right before or right after."""
+        who = "activation" if self._in_activation else "daemon"
+        mine = self.dies in ("host", who)
+        if mine and self.dies_at is not None:
+            self.dies_at -= 1
+            if self.dies_at < 0:
+                self.dies_at = None
+                if self.dies_after:
+                    self.effects.append(what)
+                    do()
+                raise Death
+        self.effects.append(what)
+        do()
+        assert self.disk.current is None or self.disk.current in self.disk.trees, "current names no tree"
+
+    # -- what it is made of
+
+    def ports(self) -> Ports:
+        driver = DriverPorts(
+            host=_Host(self),
+            gpus=_Gpus(self),
+            trees=_Trees(self),
+            mounts=_Mounts(self),
+            linker=_Linker(self),
+            modules=_Modules(self),
+            nodes=_Nodes(self),
+        )
+        return Ports(
+            driver=driver,
+            units=_Units(self),
+            updates=_Updates(),
+            images=_Images(self),
+            memories=_Memories(self, "disk"),
+            activations=_Memories(self, "volatile"),
+        )
+
+    def reconciler(self, *, stopping: Callable[[], bool] = lambda: False) -> Reconciler:
+        """A daemon that has just been started; what it publishes is not kept."""
+        ports = self.ports()
+
+        def publish(_status: Status) -> None: ...
+
+        def tell(_progress: Progress) -> None: ...
+
+        return Reconciler(
+            lambda _settings: ports,
+            self.log,
+            now=lambda: self.clock,
+            seconds=lambda: self.clock,
+            tell=tell,
+            publish=publish,
+            stopping=stopping,
+        )
+
+    def wanted(self) -> Build:
+        return Build(self.settings.driver.version, self.release, self.kernel, self.settings.driver.product)
+
+    def push(self, build: Build | None = None, **changes: Any) -> Image:
+        """An image comes into the registry, under its tag."""
+        build = build or self.wanted()
+        image = image_of(build, **changes)
+        self.registry[reference_of(build)] = image
+        return image
+
+    def put_tree(self, build: Build, *, module_kernel: str = "", faulty: str = "") -> str:
+        path = str(naming.tree_path(PurePosixPath(ROOT), build))
+        self.disk.trees[path] = Tree(path, build, Flavour.OPEN, ("libcuda.so.1",), firmware=True)
+        self.disk.module_kernels[path] = module_kernel or build.kernel
+        self.disk.faulty[path] = faulty
+        return path
+
+    # -- systemd
+
+    def unit(self, name: str) -> UnitState:
+        return self.volatile.units.setdefault(name, _unit(name))
+
+    def set_unit(self, name: str, active: str, result: str = "success") -> None:
+        self.ticks += 1
+        before = self.unit(name)
+        entered = {"active_enter": self.ticks, "active_since": self.ticks} if active == "active" else {}
+        left = {} if active == "active" or before.active == active else {"inactive_enter": self.ticks}
+        self.volatile.units[name] = replace(before, active=active, result=result, **entered, **left)
+        if name == KUBELET and active == "active":
+            self._witness()
+
+    def _witness(self) -> None:
+        """A gated unit starts: what must hold by then."""
+        self.starts.append(KUBELET)
+        if KUBELET not in self.disk.gates or not self.settings.units.hold or not self.gpus:
+            return
+        loaded = self.volatile.loaded.get("nvidia")
+        assert loaded is not None, "the kubelet starts before the module is loaded"
+        assert self.volatile.nodes == set(NODES), "the kubelet starts before the nodes are there"
+        assert self.disk.current is not None
+        assert self.disk.trees[self.disk.current].build.driver == loaded, "module and libraries differ"
+        assert self.disk.current in self.disk.cache, "the linker does not know the libraries"
+
+    def activate(self) -> Failure | None:
+        """What ExecStart= of nvidia.service does, as app.activate does it."""
+        ports = self.ports().driver
+        self._in_activation = True
+        try:
+            plan = activation.activate(look_at_driver(ports, self.settings), self.settings)
+            report = DriverEngine(ports, self.log, seconds=lambda: self.clock).execute(plan)
+            problem = plan.problem or report.problem
+            told = (Attempt("activate", 1, self.clock, problem),) if problem else ()
+            self.volatile.activation = Memory(told)
+        except Death:
+            if self.dies != "activation":
+                raise
+            # systemd notices that its process was killed.
+            return Transient(Code.UNIT_FAILED, f"{DRIVER_UNIT} was killed")
+        finally:
+            self._in_activation = False
+        freeing = problem is None or problem.code in (Code.NO_GPU, Code.OTHER_OWNER)
+        if freeing or not self.settings.units.hold:
+            return None
+        return Transient(Code.UNIT_FAILED, f"the start of {DRIVER_UNIT} ended with 'failed'")
+
+    def start_driver_unit(self) -> Failure | None:
+        """A start job of nvidia.service, with what it pulls in and lets go."""
+        if self.unit(DRIVER_UNIT).active == "active":
+            return None
+        failure = self.activate()
+        self.set_unit(DRIVER_UNIT, "failed" if failure else "active", "exit-code" if failure else "success")
+        if failure is None and self.gpus and self.volatile.loaded:
+            self.set_unit(PERSISTENCED, "active")
+        return failure
+
+    def boot(self, release: str = "", kernel: str = "") -> None:
+        """The host comes up, perhaps with another OS; systemd starts what is enabled, the daemon not yet."""
+        self.release, self.kernel = release or self.release, kernel or self.kernel
+        self.volatile = Boot()
+        self.boots += 1
+        failure = self.start_driver_unit()
+        if failure is None or KUBELET not in self.disk.gates:
+            self.set_unit(KUBELET, "active")
+
+    # -- what it looks like in the end
+
+    def state(self) -> dict[str, object]:
+        """Everything that must come out the same whatever happened on the way."""
+        volatile, disk = self.volatile, self.disk
+        return {
+            "trees": sorted(disk.trees),
+            "current": disk.current,
+            "linker": disk.linker,
+            "known": disk.current in disk.cache,
+            "gates": disk.gates,
+            "memory": disk.memory,
+            "loaded": dict(volatile.loaded),
+            "overlay": volatile.overlay,
+            "firmware": volatile.firmware,
+            "nodes": set(volatile.nodes),
+            "units": {name: unit.active for name, unit in sorted(volatile.units.items())},
+        }
+
+
+# -- the ports ---------------------------------------------------------------------------------------------------
+
+
+class _Part:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+
+class _Host(_Part):
+    def release(self) -> Release:
+        return Release("flatcar", self.world.release)
+
+    def kernel(self) -> str:
+        return self.world.kernel
+
+    def boot_id(self) -> str:
+        return f"boot-{self.world.boots}"
+
+    def lockdown(self) -> str:
+        return "none"
+
+    def extensions(self) -> tuple[str, ...]:
+        return ()
+
+
+class _Gpus(_Part):
+    def list(self) -> tuple[Gpu, ...]:
+        bound = "nvidia" if "nvidia" in self.world.volatile.loaded else None
+        return (Gpu("0000:01:00.0", "10de:20b5", bound),) if self.world.gpus else ()
+
+
+class _Trees(_Part):
+    root = ROOT
+
+    def list(self) -> tuple[Tree, ...]:
+        return tuple(self.world.disk.trees[path] for path in sorted(self.world.disk.trees))
+
+    def current(self) -> str | None:
+        return self.world.disk.current
+
+    def select(self, tree: str) -> None:
+        assert tree in self.world.disk.trees
+        self.world.effect(f"select {tree}", lambda: setattr(self.world.disk, "current", tree))
+
+    def manifest(self, tree: str) -> Manifest:
+        return manifest_of(self.world.disk.trees[tree].build)
+
+    def verify(self, tree: str, build: Build) -> None:
+        found = self.world.disk.trees.get(tree)
+        if found is None:
+            raise Permanent(Code.TREE_MISSING, f"'{tree}' is not a tree")
+        manifests.check_build(f"the manifest of '{tree}'", found.build, build)
+        if self.world.disk.faulty[tree]:
+            raise Permanent(Code.TREE_INVALID, f"'{tree}': {self.world.disk.faulty[tree]}")
+
+    def verify_file(self, tree: str, path: str) -> None:
+        if self.world.disk.faulty[tree]:
+            raise Permanent(Code.TREE_INVALID, f"'{tree}/{path}': {self.world.disk.faulty[tree]}")
+
+    def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree:
+        raise NotImplementedError
+
+    def remove(self, tree: str) -> None:
+        if tree == self.world.disk.current:
+            raise Permanent(Code.INTERNAL, f"'{tree}' is current")
+        if tree not in self.world.disk.trees:
+            raise Permanent(Code.TREE_MISSING, f"'{tree}' is not a tree")
+        self.world.effect(f"remove {tree}", lambda: self.world.disk.trees.pop(tree))
+
+
+class _Images(_Part):
+    def _ask(self) -> None:
+        if self.world.refusal is not None:
+            raise self.world.refusal
+
+    def resolve(self, reference: str) -> str:
+        self._ask()
+        if reference not in self.world.registry:
+            raise Transient(Code.IMAGE_MISSING, f"'{reference}' is not in the registry")
+        return self.world.registry[reference].digest
+
+    def pull(self, reference: str, digest: str, tell: Callable[[Progress], None]) -> None:
+        self._ask()
+        tell(Progress("pull-image", "1 of 1 layers", 1, 1))
+        image = next((i for i in self.world.registry.values() if i.digest == digest), None)
+        if image is None:
+            raise Transient(Code.IMAGE_MISSING, f"'{reference}' has moved")
+        self.world.effect(f"pull {digest}", lambda: self.world.disk.pulled.update({digest: image}))
+
+    def labels(self, reference: str, digest: str) -> dict[str, str]:
+        return self._pulled(reference, digest).labels
+
+    def install(self, reference: str, digest: str, root: Path, tell: Callable[[Progress], None]) -> None:
+        image = self._pulled(reference, digest)
+        if image.exit_problem:
+            raise image.exit_problem
+
+        def lay_down() -> None:
+            self.world.put_tree(image.build, module_kernel=image.module_kernel, faulty=image.faulty)
+
+        self.world.effect(f"install {digest}", lay_down)
+
+    def _pulled(self, reference: str, digest: str) -> Image:
+        if digest not in self.world.disk.pulled:
+            raise Transient(Code.IMAGE_FAILED, f"'{reference}' is no longer in the engine")
+        return self.world.disk.pulled[digest]
+
+
+class _Mounts(_Part):
+    def facts(self) -> MountFacts:
+        lower = self.world.volatile.overlay
+        return MountFacts(
+            (lower,) if lower else None, usr_is_overlay=False, lib64_is_lib=not self.world.split
+        )
+
+    def overlay(self, lower: str, target: str) -> None:
+        self.world.effect(
+            f"overlay {lower} {target}", lambda: setattr(self.world.volatile, "overlay", lower)
+        )
+
+    def unmount(self, target: str) -> None:
+        self.world.effect(f"unmount {target}", lambda: setattr(self.world.volatile, "overlay", None))
+
+
+class _Linker(_Part):
+    def facts(self, directory: str, libraries: tuple[str, ...]) -> LinkerFacts:
+        disk = self.world.disk
+        return LinkerFacts(disk.linker, () if disk.current in disk.cache else libraries)
+
+    def configure(self, text: str | None) -> None:
+        self.world.effect("configure linker", lambda: setattr(self.world.disk, "linker", text))
+
+    def refresh(self) -> None:
+        disk = self.world.disk
+        found = {disk.current} if disk.linker and disk.current else set()
+        self.world.effect("ldconfig", lambda: setattr(disk, "cache", found))
+
+
+class _Modules(_Part):
+    def loaded(self) -> tuple[LoadedModule, ...]:
+        loaded = self.world.volatile.loaded
+        others = tuple(sorted(name for name in loaded if name != "nvidia"))
+        return tuple(
+            LoadedModule(
+                name,
+                loaded[name],
+                len(others) if name == "nvidia" else 0,
+                others if name == "nvidia" else (),
+            )
+            for name in sorted(loaded)
+        )
+
+    def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
+        build = self.world.disk.trees[tree].build
+        if build.kernel != kernel:
+            return ()
+        vermagic = f"{self.world.disk.module_kernels[tree]} SMP"
+        return tuple(
+            ModuleFile(
+                name,
+                f"{tree}/lib/modules/{kernel}/{name.replace('_', '-')}.ko",
+                build.driver,
+                vermagic,
+                () if name == "nvidia" else ("nvidia",),
+            )
+            for name in NAMES
+        )
+
+    def load(self, module: ModuleFile, parameters: tuple[str, ...]) -> None:
+        assert module.kernel == self.world.kernel, "a module of another kernel goes to insmod"
+        assert not set(module.depends) - self.world.volatile.loaded.keys()
+        what = " ".join(("insmod", module.name, *parameters))
+        self.world.effect(what, lambda: self.world.volatile.loaded.setdefault(module.name, module.version))
+
+    def load_from_host(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        self.world.effect(f"modprobe {' '.join(names)}", lambda: None)
+        return tuple(name for name in names if name not in self.world.host_modules)
+
+    def unload(self, name: str) -> None:
+        self.world.effect(f"rmmod {name}", lambda: self.world.volatile.loaded.pop(name, None))
+
+    def firmware_path(self) -> str:
+        return self.world.volatile.firmware
+
+    def set_firmware_path(self, path: str) -> None:
+        self.world.effect(f"firmware {path}", lambda: setattr(self.world.volatile, "firmware", path))
+
+    def driver_version(self) -> str | None:
+        return self.world.volatile.loaded.get("nvidia")
+
+    def holders(self) -> tuple[Holder, ...]:
+        return ()
+
+
+class _Nodes(_Part):
+    def missing(self) -> tuple[str, ...]:
+        if "nvidia" not in self.world.volatile.loaded:
+            return ()
+        return tuple(sorted(set(NODES) - self.world.volatile.nodes))
+
+    def make(self) -> None:
+        self.world.effect("make nodes", lambda: self.world.volatile.nodes.update(NODES))
+
+    def remove(self) -> None:
+        self.world.effect("remove nodes", lambda: self.world.volatile.nodes.clear())
+
+
+class _Units(_Part):
+    def states(self, names: tuple[str, ...]) -> tuple[UnitState, ...]:
+        return tuple(self.world.unit(name) for name in names)
+
+    def start(self, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
+        world = self.world
+        failures: list[Failure] = []
+
+        def do() -> None:
+            failure = world.start_driver_unit() if name == DRIVER_UNIT else None
+            if failure:
+                failures.append(failure)
+            elif name != DRIVER_UNIT:
+                world.set_unit(name, "active")
+
+        world.effect(f"start {name}", do)
+        if failures:
+            raise failures[0]
+
+    def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        assert name == DRIVER_UNIT
+        failures: list[Failure] = []
+
+        def do() -> None:
+            if failure := self.world.activate():
+                failures.append(failure)
+
+        self.world.effect(f"reload {name}", do)
+        if failures:
+            raise failures[0]
+
+    def gates(self) -> tuple[str, ...]:
+        return self.world.disk.gates
+
+    def write_gates(self, names: tuple[str, ...]) -> None:
+        self.world.effect(f"gates {' '.join(names)}", lambda: setattr(self.world.disk, "gates", names))
+
+
+class _Updates:
+    def status(self) -> UpdateStatus | None:
+        return None
+
+
+class _Memories:
+    def __init__(self, world: World, place: str) -> None:
+        self.world = world
+        self.place = place
+
+    def read(self) -> Memory:
+        return self.world.disk.memory if self.place == "disk" else self.world.volatile.activation
+
+    def write(self, memory: Memory) -> None:
+        assert self.place == "disk", "only activation writes there"
+        self.world.effect("remember", lambda: setattr(self.world.disk, "memory", memory))
+
+
+def failed_activation(world: World, failure: Failure) -> None:
+    """As if the last activation of this boot had failed."""
+    world.volatile.activation = Memory((Attempt("activate", 1, world.clock, problem_of(failure)),))
+
+
+__all__ = ["DRIVER", "KERNEL", "OS", "Death", "Image", "Quiet", "World"]
