@@ -124,13 +124,23 @@ def travel(machine: Machine, each: Road, times: int) -> list[float]:
     set_out(machine, each)
     taken = []
     for _ in range(times):
-        machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
-        machine.run("systemctl start kubelet", 300, check=True)
-        machine.run(each.proof, check=True)
-        taken.append(release_time(machine))
-        machine.run("systemctl stop kubelet nvidia", check=True)
-        machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
+        taken.append(arrive(machine, each))
+        machine.run(f"systemctl stop kubelet nvidia; sh {THERE}/reset.sh {each.before}", check=True)
     return taken
+
+
+def arrive(machine: Machine, each: Road) -> float:
+    """Start the kubelet with nothing in force; the seconds on the guest's clock, as its systemd noted them."""
+    machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
+    machine.run("systemctl start kubelet", 300, check=True)
+    machine.run(each.proof, check=True)
+    start = moment(machine, "nvidia.service", "InactiveExitTimestampMonotonic")
+    return (moment(machine, "kubelet.service", "ActiveEnterTimestampMonotonic") - start) / 1e6
+
+
+def moment(machine: Machine, unit: str, name: str) -> int:
+    """A time of a unit, in microseconds of the guest's monotonic clock."""
+    return int(machine.output(f"systemctl show -P {name} {unit}"))
 
 
 def set_out(machine: Machine, each: Road) -> None:
@@ -142,24 +152,20 @@ def set_out(machine: Machine, each: Road) -> None:
     machine.run("systemctl daemon-reload", check=True)
 
 
-def release_time(machine: Machine) -> float:
-    """Seconds on the guest's monotonic clock, as its systemd noted them."""
-    began = "systemctl show -P InactiveExitTimestampMonotonic nvidia.service"
-    ended = "systemctl show -P ActiveEnterTimestampMonotonic kubelet.service"
-    start, end = machine.output(f"{began}; {ended}").split()
-    return (int(end) - int(start)) / 1e6
-
-
 def breakdown(machine: Machine) -> dict[str, float]:
     """Where nvidiad's time goes: seconds of each part of one activation with ldconfig from a first state."""
-    command = f"{PYTHON} {THERE}/traced.py"
-    travel(machine, Road("traced", command), 1)
-    shown = "InactiveExitTimestampMonotonic ExecMainStartTimestampMonotonic ExecMainExitTimestampMonotonic"
-    names = " ".join(f"-P {name}" for name in shown.split())
-    # systemctl prints the values in its own order, so each is asked for by itself.
-    asked = "; ".join(f"systemctl show {name} nvidia.service" for name in re.findall(r"-P \S+", names))
-    unit, main, ended = (int(word) for word in machine.output(asked).split())
-    kubelet = int(machine.output("systemctl show -P ActiveEnterTimestampMonotonic kubelet.service"))
+    traced = Road("traced", f"{PYTHON} {THERE}/traced.py")
+    set_out(machine, traced)
+    arrive(machine, traced)
+    unit, main, ended = (
+        moment(machine, "nvidia.service", name)
+        for name in (
+            "InactiveExitTimestampMonotonic",
+            "ExecMainStartTimestampMonotonic",
+            "ExecMainExitTimestampMonotonic",
+        )
+    )
+    kubelet = moment(machine, "kubelet.service", "ActiveEnterTimestampMonotonic")
     entries = [json.loads(line) for line in machine.output(journal_command()).splitlines()]
     told = next(str(entry["MESSAGE"]) for entry in entries if str(entry["MESSAGE"]).startswith("bench "))
     at = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", told)}

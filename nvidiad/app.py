@@ -255,7 +255,7 @@ def _open_sources(settings: Settings) -> Sequence[Source]:
 
 def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable[[Progress], None]) -> str:
     """Do by hand what the daemon does: a tree from an image or from a directory; the path of the tree."""
-    from nvidiad.nouns.model import Build
+    from nvidiad.nouns.manifest import labelled
     from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import InstallTree, PullImage
     from nvidiad.verbs.engine import Engine
@@ -266,13 +266,7 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     ports = all_ports(settings, root, None)
     digest = ports.images.resolve(what)
     ports.images.pull(what, digest, tell)
-    labels = ports.images.labels(what, digest)
-    build = Build(
-        labels.get("io.nvidiad.driver", ""),
-        labels.get("io.nvidiad.os.version", ""),
-        labels.get("io.nvidiad.kernel", ""),
-        labels.get("io.nvidiad.product", ""),
-    )
+    build = labelled(ports.images.labels(what, digest))
     plan = Plan(f"'{what}' is to be installed", (PullImage(what, build), InstallTree(what, build)))
     report = Engine(ports, log, seconds=time.monotonic, tell=tell).execute(plan)
     if report.problem:

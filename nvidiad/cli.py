@@ -204,28 +204,33 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from nvidiad import app
+    from nvidiad.nouns.model import Kind
     from nvidiad.thought.render import table
 
     settings = app.read_settings(options.config)
     ports = app.driver_ports(settings, options.root)
-    current, trees = ports.trees.current(), ports.trees.list()
+    current = [ports.trees.current(kind) for kind in Kind]
+    trees = [tree for kind in Kind for tree in ports.trees.list(kind)]
     loaded = {module.name: module.version for module in ports.modules.loaded()}.get("nvidia")
     kernel = ports.host.kernel()
     rows = []
     for tree in trees:
         build = tree.build
         marks = [
-            *(["current"] if tree.path == current else []),
+            *(["current"] if tree.path in current else []),
             *(["loaded"] if build.driver == loaded and build.kernel == kernel else []),
         ]
         rows.append(
-            (build.driver, build.os_version, build.kernel, str(tree.flavour), ",".join(marks), tree.path)
+            (
+                *(str(build.kind), build.driver, build.os_version, build.kernel),
+                *(str(tree.flavour or ""), ",".join(marks), tree.path),
+            )
         )
     if options.json != "off":
-        keys = ("driver", "os", "kernel", "flavour", "state", "path")
+        keys = ("kind", "version", "os", "kernel", "flavour", "state", "path")
         _print_json([dict(zip(keys, row, strict=True)) for row in rows], options.json)
         return OK
-    print(table(rows, ("DRIVER", "OS", "KERNEL", "FLAVOUR", "STATE", "PATH")), end="")
+    print(table(rows, ("KIND", "VERSION", "OS", "KERNEL", "FLAVOUR", "STATE", "PATH")), end="")
     return OK
 
 
@@ -295,9 +300,10 @@ def _install(options: argparse.Namespace) -> int:
 
 def _gc(options: argparse.Namespace) -> int:
     from nvidiad import app
+    from nvidiad.thought import cuda
     from nvidiad.thought.activation import wanted
     from nvidiad.thought.retention import expendable
-    from nvidiad.verbs.observer import look_at_driver
+    from nvidiad.verbs.observer import look_at_cuda, look_at_driver
     from nvidiad.world.updates import UpdateEngine
 
     settings = app.read_settings(options.config)
@@ -305,7 +311,8 @@ def _gc(options: argparse.Namespace) -> int:
     facts = look_at_driver(ports, settings)
     update = UpdateEngine(app.connect()).status() if str(options.root) == "/" else None
     memory = app.memories(options.root).read()
-    for tree in expendable(facts, wanted(facts, settings), update=update, memory=memory):
+    gone = expendable(facts, wanted(facts, settings), update=update, memory=memory)
+    for tree in (*gone, *cuda.expendable(look_at_cuda(ports), cuda.wanted(settings))):
         if not options.dry_run:
             ports.trees.remove(tree.path)
         print(f"{'would remove' if options.dry_run else 'removed'} {tree.path}")

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from nvidiad.nouns.errors import Code, Failure
 
 
+class Kind(StrEnum):
+    """What a bundle brings: a driver, or CUDA's libraries and tools, which need no kernel of their own."""
+
+    DRIVER = "driver"
+    CUDA = "cuda"
+
+
 class Flavour(StrEnum):
     """Which kernel modules a driver has: NVIDIA's open ones or the proprietary ones."""
 
@@ -49,14 +56,18 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A driver for one OS release: the identity of an image and of a tree."""
+    """A driver for one OS release, or one CUDA for all of them: the identity of an image and of a tree."""
 
     driver: str
+    """The version of what it brings: the driver's, or CUDA's. The other fields of a CUDA are empty."""
     os_version: str
     kernel: str
     product: str = ""
+    kind: Kind = Kind.DRIVER
 
     def __str__(self) -> str:
+        if self.kind is Kind.CUDA:
+            return f"CUDA {self.driver}"
         return f"{self.os_version}-{self.driver}" + (f"-{self.product}" if self.product else "")
 
 
@@ -95,7 +106,8 @@ class Tree:
 
     path: str
     build: Build
-    flavour: Flavour
+    flavour: Flavour | None
+    """None for CUDA, which has no kernel modules."""
     libraries: tuple[str, ...] = ()
     """Names that the dynamic linker looks for: the entries `lib*.so.N` of lib64."""
     firmware: bool = False
@@ -213,6 +225,14 @@ class UpdateStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaFacts:
+    """The CUDA trees on disk and the one that is current."""
+
+    trees: tuple[Tree, ...] = ()
+    current: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """One look at the host."""
 
@@ -224,6 +244,8 @@ class HostFacts:
     activation: Problem | None = None
     """Why the last activation failed, as it left it in /run."""
     holders: tuple[Holder, ...] = ()
+    cuda: CudaFacts = CudaFacts()
+    """Not looked at where no CUDA is configured."""
 
     def unit(self, name: str) -> UnitState | None:
         """The state of a unit, None where it was not looked at."""

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from nvidiad.nouns.model import Kind
+
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 # Versions become path components and parts of a tag: nothing else may be in them.
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
 MANIFEST = "manifest.json"
+CURRENT = "current"
+_BUNDLES = {Kind.DRIVER: "nvidia", Kind.CUDA: "cuda"}
 PARTIAL = ".partial"
 
 
@@ -25,13 +29,15 @@ def is_version(text: str) -> bool:
 def image_tag(template: str, build: Build) -> str:
     """The tag of a build's image; `+` and `~` are not allowed in a tag and become `-`.
 
-    The template knows {os}, {driver}, {kernel}, {product} and {-product} (with its dash, or nothing).
+    A driver's template knows {os}, {driver}, {kernel}, {product} and {-product} (with its dash, or nothing),
+    that of CUDA {version}.
     """
     product = f"-{build.product}" if build.product else ""
     tag = template.replace("{-product}", product)
     for key, value in (
         ("os", build.os_version),
         ("driver", build.driver),
+        ("version", build.driver),
         ("kernel", build.kernel),
         ("product", build.product),
     ):
@@ -39,19 +45,20 @@ def image_tag(template: str, build: Build) -> str:
     return re.sub(r"[^0-9A-Za-z_.-]", "-", tag)
 
 
-def bundle_root(root: PurePosixPath) -> PurePosixPath:
-    """Where all driver trees are, below the install root."""
-    return root / "nvidia"
+def bundle_root(root: PurePosixPath, kind: Kind = Kind.DRIVER) -> PurePosixPath:
+    """Where all trees of a kind are, below the install root."""
+    return root / _BUNDLES[kind]
 
 
 def tree_path(root: PurePosixPath, build: Build) -> PurePosixPath:
     """Where a build's tree is on disk, below the install root (`/opt`)."""
-    return bundle_root(root) / build.driver / build.os_version
+    # One CUDA serves all OS versions: an empty name adds no component.
+    return bundle_root(root, build.kind) / build.driver / build.os_version
 
 
-def current_path(root: PurePosixPath) -> PurePosixPath:
+def current_path(root: PurePosixPath, kind: Kind = Kind.DRIVER) -> PurePosixPath:
     """The symlink that names the tree in force."""
-    return bundle_root(root) / "current"
+    return bundle_root(root, kind) / CURRENT
 
 
 def partial_path(tree: PurePosixPath) -> PurePosixPath:

@@ -20,6 +20,8 @@ class Plan:
     problem: Problem | None = None
     wait: float | None = None
     """Seconds until a step that is due later may be tried; None when nothing waits."""
+    cuda_problem: Problem | None = None
+    """Why the wanted CUDA is not current; it holds nothing up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,15 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaStatus:
+    """The CUDA that is configured, and why it is not current."""
+
+    wanted: Build
+    reference: str
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What a person is told: see thought/render for the words and the JSON document."""
 
@@ -60,3 +71,5 @@ class Status:
     """Wall clock of the next attempt, seconds since 1970."""
     looked: float = 0.0
     warnings: tuple[str, ...] = field(default=())
+    cuda: CudaStatus | None = None
+    """None where no CUDA is configured."""

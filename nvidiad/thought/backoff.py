@@ -25,10 +25,12 @@ def delay(count: int, *, initial: float, maximum: float, seed: str) -> float:
 def wait(attempt: Attempt, now: float, *, initial: float, maximum: float, seed: str) -> float:
     """Seconds until the attempt may be repeated, 0 when it is due.
 
-    A clock that was set back must not hold anything: the last try is never later than now.
+    A clock that was set back must not hold anything: a try in the future tells nothing of how long ago it was.
     """
-    last = min(attempt.last, now)
-    return max(0.0, last + delay(attempt.count, initial=initial, maximum=maximum, seed=seed) - now)
+    if attempt.last > now:
+        return 0.0
+    pause = delay(attempt.count, initial=initial, maximum=maximum, seed=seed)
+    return max(0.0, attempt.last + pause - now)
 
 
 def find(memory: Memory, key: str) -> Attempt | None:

@@ -52,6 +52,14 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Cuda:
+    version: str = ""
+    """Empty: no CUDA is kept."""
+    repository: str = ""
+    tag: str = "{version}"
+
+
+@dataclass(frozen=True, slots=True)
 class Install:
     root: PurePosixPath = _ROOT
     exposure: Exposure = Exposure.AUTO
@@ -82,6 +90,7 @@ class Settings:
 
     driver: Driver = field(default_factory=Driver)
     image: Image = field(default_factory=Image)
+    cuda: Cuda = field(default_factory=Cuda)
     install: Install = field(default_factory=Install)
     units: Units = field(default_factory=Units)
     engine: Engine = field(default_factory=Engine)
@@ -134,6 +143,11 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "stall-timeout": values.seconds(1, 3600),
         "total-timeout": values.seconds(10, 86400),
     },
+    "cuda": {
+        "version": values.cuda_version,
+        "repository": values.cuda_repository,
+        "tag": values.cuda_tag,
+    },
     "install": {"root": values.path, "exposure": values.exposure},
     "units": {"gated": values.gated, "when-missing": values.hold},
     "engine": {"socket": values.path},
@@ -144,7 +158,11 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
     },
 }
 _PARAMETERS = "driver.parameters"
-_REQUIRED = {"driver.version": "a driver version", "image.repository": "an image name"}
+# With none of a group nobody has configured it yet, which is no fault of a file.
+_TOGETHER = (
+    {"driver.version": "a driver version", "image.repository": "an image name"},
+    {"cuda.version": "a CUDA version", "cuda.repository": "an image name"},
+)
 
 _WORD = r"""(?:[A-Za-z0-9_-]+|"[^"\\]*"|'[^']*')"""
 _DOTTED = rf"{_WORD}(?:[ \t]*\.[ \t]*{_WORD})*"
@@ -269,11 +287,12 @@ class _Reading:
             self.faults.append(Fault(self.files[key][0], key, sentence, self.files[key][1]))
             for key in keys:
                 self.values.pop(key, None)
-        # With neither of them nobody has configured this host yet, which is no fault of a file.
-        given = [key for key in _REQUIRED if self.values.get(key)]
-        for key, what in _REQUIRED.items():
-            if given and key not in self.files:
-                self.faults.append(Fault(self.files[given[0]][0], key, f"expected {what}, found nothing"))
+        for group in _TOGETHER:
+            given = [key for key in group if self.values.get(key)]
+            for key, what in group.items():
+                if given and key not in self.files:
+                    fault = Fault(self.files[given[0]][0], key, f"expected {what}, found nothing")
+                    self.faults.append(fault)
 
     def section(self, name: str) -> dict[str, Any]:
         prefix = f"{name}."
@@ -312,6 +331,7 @@ def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, .
     settings = Settings(
         driver=Driver(**reading.section("driver"), parameters=MappingProxyType(reading.parameters)),
         image=Image(**reading.section("image")),
+        cuda=Cuda(**reading.section("cuda")),
         install=Install(**reading.section("install")),
         units=Units(**units),
         engine=Engine(**reading.section("engine")),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Memory, Problem, Progress, Tree, UnitState
-    from nvidiad.nouns.plan import Plan, Report, Status
+    from nvidiad.nouns.model import CudaFacts, Memory, Problem, Progress, Tree, UnitState
+    from nvidiad.nouns.plan import CudaStatus, Plan, Report, Status
     from nvidiad.nouns.steps import Step
 
 SCHEMA = 1
@@ -38,6 +38,7 @@ def document(
         "kernel": None,
         "gpus": [],
         "driver": None,
+        "cuda": None,
         "exposure": None,
         "units": [],
         "update": None,
@@ -70,6 +71,7 @@ def _observed(status: Status, memory: Memory | None) -> Document:
         "kernel": {"release": host.kernel, "lockdown": host.lockdown, "boot_id": host.boot_id},
         "gpus": [{"address": g.address, "device": g.device, "bound": g.bound} for g in host.gpus],
         "driver": _driver(status, memory),
+        "cuda": status.cuda and _cuda(status.cuda, facts.cuda),
         "exposure": {
             "way": str(status.exposure),
             "reason": status.exposure_reason,
@@ -102,6 +104,24 @@ def _driver(status: Status, memory: Memory | None) -> Document:
         "nodes_missing": list(host.nodes_missing),
         "holders": [{"pid": h.pid, "command": h.command, "unit": h.unit} for h in status.facts.holders],
         "extensions": list(host.extensions),
+    }
+
+
+def _cuda(cuda: CudaStatus, facts: CudaFacts) -> Document:
+    return {
+        "wanted": cuda.wanted.driver,
+        "image": cuda.reference,
+        "current": facts.current,
+        "installed": [
+            {
+                "path": tree.path,
+                "version": tree.build.driver,
+                "current": tree.path == facts.current,
+                "wanted": tree.build == cuda.wanted,
+            }
+            for tree in facts.trees
+        ],
+        "problem": _problem(cuda.problem),
     }
 
 

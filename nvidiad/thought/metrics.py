@@ -111,6 +111,14 @@ def _states(document: Mapping[str, object]) -> Iterator[Family]:
         "Driver builds on disk for the OS version that the host boots next.",
         [({}, sum(tree.get("staged") is True for tree in trees))] if driver else [],
     )
+    cuda = _object(document.get("cuda"))
+    in_force = any(t.get("wanted") is t.get("current") is True for t in _objects(cuda.get("installed")))
+    yield (
+        "nvidiad_cuda_ready",
+        "gauge",
+        "Whether the CUDA that is configured is the current one.",
+        [({"wanted": cuda.get("wanted")}, in_force)] if cuda else [],
+    )
     yield (
         "nvidiad_problem",
         "gauge",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Phase, Problem
-from nvidiad.nouns.plan import Plan, Status
-from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, StartUnit, WriteGates
-from nvidiad.thought import backoff
+from nvidiad.nouns.model import Kind, Phase, Problem
+from nvidiad.nouns.plan import CudaStatus, Plan, Status
+from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, SelectTree, StartUnit, WriteGates
+from nvidiad.thought import backoff, cuda
 from nvidiad.thought.activation import activate, choose_exposure, find_tree, named, wanted
 
 if TYPE_CHECKING:
@@ -48,12 +48,26 @@ def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> 
         # The unit's own activation comes to the same end and, by configuration, lets the gated units go.
         plan = replace(plan, steps=_start_steps(facts, settings))
     steps = (*_gate_steps(facts, settings), *plan.steps)
-    return replace(plan, steps=tuple(s for s in steps if not _is_late(s, facts, settings, memory, now)))
+    waits = {step: _wait(step, facts, settings, memory, now) for step in steps}
+    # What comes later must not have to wait for an event: the unit that failed may not give another one.
+    due = [plan.wait, *(seconds for seconds in waits.values() if seconds > 0)]
+    plan = replace(
+        plan,
+        steps=tuple(step for step in steps if waits[step] <= 0),
+        wait=min((seconds for seconds in due if seconds is not None), default=None),
+    )
+    return _with_cuda(plan, facts, settings, memory, now)
 
 
 def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
     """What a failure of this step is remembered under; None for steps that no plan of the daemon repeats."""
     match step:
+        case PullImage(build=build) | InstallTree(build=build) if build.kind is Kind.CUDA:
+            return cuda.retry_key(step.reference)
+        case SelectTree():
+            # The daemon selects no other tree: a driver's is selected by its activation.
+            chosen = cuda.wanted(settings)
+            return cuda.retry_key(cuda.reference(chosen, settings)) if chosen else None
         case PullImage(reference=image) | InstallTree(reference=image):
             return image
         case StartUnit(name=name) | ReloadUnit(name=name) if name == DRIVER_UNIT:
@@ -68,6 +82,7 @@ def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
 
 def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> Status:
     """The state of the host in one word and one sentence, from the plan that is still to be done."""
+    build, problem = cuda.wanted(settings), plan.cuda_problem
     exposure, why = choose_exposure(settings.install.exposure, facts.driver.mounts)
     phase, summary = _phase(facts, settings, plan)
     unit = facts.unit(DRIVER_UNIT)
@@ -89,7 +104,9 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
             f"{unit.name} is {unit.load if unit.load == 'masked' else unit.active}"
             for unit in facts.units
             if unit.load == "masked" or (unit.active == "failed" and unit.name != DRIVER_UNIT)
-        ),
+        )
+        + ((f"{build} is not in force: {problem.sentence}",) if problem else ()),
+        cuda=CudaStatus(build, cuda.reference(build, settings), problem) if build else None,
     )
 
 
@@ -104,6 +121,24 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
     if bring_up.problem:
         return replace(bring_up, problem=_with_holders(bring_up.problem, facts))
     return _bring_up_plan(facts, settings, memory, now, bring_up)
+
+
+def _with_cuda(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """CUDA's steps where nothing of the driver is left to do: a long pull must not stand before that."""
+    build = cuda.wanted(settings)
+    steps = cuda.steps(facts.cuda, build, settings) if build else ()
+    if build is None or not steps:
+        return plan
+    attempt = backoff.find(memory, cuda.retry_key(cuda.reference(build, settings)))
+    plan = replace(plan, cuda_problem=attempt.problem if attempt else None)
+    phase, _ = _phase(facts, settings, plan)
+    # Otherwise the driver may be there at any moment, or there is no GPU.
+    if plan.steps or phase not in (Phase.READY, Phase.PENDING_REBOOT):
+        return plan
+    seconds = _wait(steps[0], facts, settings, memory, now)
+    if seconds > 0:
+        return replace(plan, wait=seconds if plan.wait is None else min(seconds, plan.wait))
+    return replace(plan, reason=f"'{build}' is wanted and not in force", steps=steps)
 
 
 def _fetch_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
@@ -182,10 +217,6 @@ def _wait(step: Step, facts: HostFacts, settings: Settings, memory: Memory, now:
         maximum=settings.daemon.retry_maximum,
         seed=f"{facts.driver.boot_id}{key}",
     )
-
-
-def _is_late(step: Step, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> bool:
-    return _wait(step, facts, settings, memory, now) > 0
 
 
 def _not_due(

@@ -307,7 +307,3 @@ def endless(reference: str, seconds: float) -> Failure:
 def gone(reference: str) -> Failure:
     sentence = f"'{reference}' is no longer in the container engine"
     return Transient(Code.IMAGE_FAILED, sentence, "nvidiad pulls it again by itself")
-
-
-def interrupted() -> Failure:
-    return Transient(Code.COMMAND_FAILED, "nvidiad is stopping", "start it again: it takes up where it was")

@@ -109,6 +109,7 @@ def text(document: Document, *, now: float, colour: bool) -> str:
     rows = [
         *_usable_rows(document, now),
         *_driver_rows(document),
+        *_cuda_rows(document),
         *_update_rows(document),
         *_unit_rows(document, now),
         *_waiting_rows(document, now),
@@ -166,6 +167,18 @@ def _driver_rows(document: Document) -> Rows:
     if exposure:
         reason = _text(exposure.get("reason"))
         rows.append(("Exposure", _text(exposure.get("way")) + (f" ({reason})" if reason else "")))
+    return rows
+
+
+def _cuda_rows(document: Document) -> Rows:
+    cuda = _object(document.get("cuda"))
+    if not cuda:
+        return []
+    trees = _objects(cuda.get("installed"))
+    rows = [("CUDA", f"{_text(t.get('version'))} (current)") for t in trees if t.get("current") is True]
+    if not any(tree.get("current") is True and tree.get("wanted") is True for tree in trees):
+        code = _text(_object(cuda.get("problem")).get("code"))
+        rows.append(("CUDA", f"{_text(cuda.get('wanted'))} (wanted{', ' + code if code else ''})"))
     return rows
 
 

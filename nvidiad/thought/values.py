@@ -75,9 +75,17 @@ def _strings(value: object, what: str, item: Callable[[str], object]) -> tuple[s
 
 
 def version(value: object) -> str:
-    what = "a driver version such as '535.309.01'"
+    return _version(value, "a driver version such as '535.309.01'")
+
+
+def cuda_version(value: object) -> str:
+    return _version(value, "a CUDA version such as '12.4.1'")
+
+
+def _version(value: object, what: str) -> str:
     text = _string(value, what)
-    if not naming.is_version(text):
+    # `current` is the name of the link beside the versions.
+    if not naming.is_version(text) or text == naming.CURRENT:
         raise _expected(what, value)
     return text
 
@@ -140,7 +148,14 @@ def _is_registry(text: str) -> bool:
 
 
 def repository(value: object) -> str:
-    what = "an image name such as 'registry.example/nvidia-driver'"
+    return _repository(value, "an image name such as 'registry.example/nvidia-driver'", "image.tag")
+
+
+def cuda_repository(value: object) -> str:
+    return _repository(value, "an image name such as 'registry.example/cuda'", "cuda.tag")
+
+
+def _repository(value: object, what: str, tag_key: str) -> str:
     text = _string(value, what)
     if "://" in text:
         raise _expected(what, value, "without a scheme")
@@ -152,7 +167,7 @@ def repository(value: object) -> str:
     )
     components = (rest if registry else text).split("/")
     if ":" in components[-1]:
-        raise _expected(what, value, "without a tag: that is image.tag")
+        raise _expected(what, value, f"without a tag: that is {tag_key}")
     if len(text) > 255 or (registry and not _is_registry(first)):
         raise _expected(what, value)
     if not all(_COMPONENT.fullmatch(component) for component in components):
@@ -161,16 +176,24 @@ def repository(value: object) -> str:
 
 
 _FIELDS = ("{os}", "{driver}", "{kernel}", "{product}", "{-product}")
+_CUDA_FIELDS = ("{version}",)
 _FIELD = re.compile(r"\{[^{}]*\}")
 
 
 def tag(value: object) -> str:
-    what = "a tag with fields such as '{os}-{driver}{-product}'"
+    return _tag(value, "a tag with fields such as '{os}-{driver}{-product}'", _FIELDS)
+
+
+def cuda_tag(value: object) -> str:
+    return _tag(value, "a tag with a field such as '{version}'", _CUDA_FIELDS)
+
+
+def _tag(value: object, what: str, fields: Sequence[str]) -> str:
     text = _string(value, what)
     for name in _FIELD.findall(text):
-        if name not in _FIELDS:
-            meant = near(name, _FIELDS)
-            hint = f"did you mean {meant}?" if meant else f"there are {', '.join(_FIELDS)}"
+        if name not in fields:
+            meant = near(name, fields)
+            hint = f"did you mean {meant}?" if meant else f"there are {', '.join(fields)}"
             raise _expected(what, name, hint)
     # A field that is known may begin a tag; each stands for something of at least one character.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", _FIELD.sub("f", text), re.ASCII):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from nvidiad.nouns import manifest, naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import problem_of
+from nvidiad.nouns.model import Kind, problem_of
 from nvidiad.nouns.plan import Report, StepResult
 from nvidiad.nouns.steps import (
     CheckDriver,
@@ -188,7 +188,8 @@ class Engine(DriverEngine):
         tree = str(naming.tree_path(PurePosixPath(trees.root), step.build))
         try:
             trees.verify(tree, step.build)
-            self._check_kernel(tree, step.build)
+            if step.build.kind is Kind.DRIVER:
+                self._check_kernel(tree, step.build)
         except Failure:
             # It was not there before this step: nothing that works is lost with it.
             trees.remove(tree)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import DriverFacts, HostFacts, ModuleFile, problem_of
-from nvidiad.thought import activation, planner
+from nvidiad.nouns.model import CudaFacts, DriverFacts, HostFacts, Kind, ModuleFile, problem_of
+from nvidiad.thought import activation, cuda, planner
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Problem
@@ -74,4 +74,10 @@ def observe(ports: Ports, settings: Settings) -> HostFacts:
         activation=last_activation(ports.activations),
         # A scan of all processes: only when someone must be told who is in the way.
         holders=ports.driver.modules.holders() if in_the_way else (),
+        cuda=look_at_cuda(ports.driver) if cuda.wanted(settings) else CudaFacts(),
     )
+
+
+def look_at_cuda(ports: DriverPorts) -> CudaFacts:
+    """The CUDA trees on disk."""
+    return CudaFacts(ports.trees.list(Kind.CUDA), ports.trees.current(Kind.CUDA))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Build,
         Gpu,
         Holder,
+        Kind,
         LinkerFacts,
         LoadedModule,
         Memory,
@@ -84,12 +85,12 @@ class Gpus(Protocol):
 
 
 class Trees(Protocol):
-    """The builds on disk below one install root."""
+    """The builds on disk below one install root; of drivers where no kind is given."""
 
     root: Path
 
-    def list(self) -> tuple[Tree, ...]: ...
-    def current(self) -> str | None: ...
+    def list(self, kind: Kind = ...) -> tuple[Tree, ...]: ...
+    def current(self, kind: Kind = ...) -> str | None: ...
     def select(self, tree: str) -> None: ...
     def manifest(self, tree: str) -> Manifest: ...
     def verify(self, tree: str, build: Build) -> None: ...

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Attempt, Memory, Phase
+from nvidiad.nouns.model import Attempt, Kind, Memory, Phase
 from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit
-from nvidiad.thought import backoff, planner
+from nvidiad.thought import backoff, cuda, planner
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe
 
@@ -93,7 +93,10 @@ class Reconciler:
         """Remember the tree that was seen ready, and forget what failed on the way to it."""
         if status.phase is not Phase.READY or status.facts.driver.current is None:
             return memory
-        kept = tuple(a for a in memory.attempts if a.reference.startswith(("start ", "gates")))
+        still = cuda.retry_key(status.cuda.reference) if status.cuda and status.cuda.problem else None
+        kept = tuple(
+            a for a in memory.attempts if a.reference.startswith(("start ", "gates")) or a.reference == still
+        )
         return self._write(memory, replace(good(memory, status.facts.driver.current), attempts=kept))
 
     def _remember(self, memory: Memory, facts: HostFacts, settings: Settings, report: Report) -> Memory:
@@ -112,7 +115,11 @@ class Reconciler:
             elif not isinstance(result.step, PullImage):
                 # A pull alone is half the way: the same key counts until the tree is there.
                 after = backoff.succeeded(after, key)
-            if isinstance(result.step, InstallTree) and not result.problem:
+            if (
+                isinstance(result.step, InstallTree)
+                and result.step.build.kind is Kind.DRIVER
+                and not result.problem
+            ):
                 # What activation failed of without this tree is over.
                 start = planner.retry_key(StartUnit(planner.DRIVER_UNIT), facts, settings)
                 after = backoff.succeeded(after, start or "")

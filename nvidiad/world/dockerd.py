@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -50,17 +51,9 @@ class Silent(Exception):
 class Dockerd:
     """An engine behind its socket; every operation opens a connection of its own."""
 
-    def __init__(self, socket: str, timeouts: Timeouts) -> None:
-        self._socket = socket.removeprefix("unix://")
+    def __init__(self, path: str, timeouts: Timeouts) -> None:
+        self._socket = path.removeprefix("unix://")
         self.timeouts = timeouts
-        self.interrupted = False
-        self.streams: list[Stream] = []
-
-    def interrupt(self) -> None:
-        """Cut the streams of another thread, and all to come."""
-        self.interrupted = True
-        for stream in tuple(self.streams):
-            stream.cut()
 
     @contextmanager
     def talk(self, reference: str) -> Iterator[Conversation]:
@@ -70,6 +63,7 @@ class Dockerd:
 
         import docker
 
+        self._knock()
         lost = (requests.RequestException, urllib3.exceptions.HTTPError)
         with ExitStack() as clients:
             try:
@@ -85,6 +79,15 @@ class Dockerd:
                 raise refusals.classify(error.status_code, _said(error), reference) from None
             except lost as error:
                 raise refusals.failure(Code.ENGINE_LOST, reference, self._why(error)) from None
+
+    def _knock(self) -> None:
+        """Connect and hang up: where nobody answers, the SDK leaks its socket and buries the reason."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(self.timeouts.connect)
+            try:
+                probe.connect(self._socket)
+            except OSError as error:
+                raise refusals.unreachable(self._socket, error.strerror or str(error)) from None
 
     def _client(self, version: str) -> APIClient:
         import docker
@@ -232,7 +235,7 @@ class Conversation:
 
         import docker
 
-        api, dockerd, limits = self._api, self._dockerd, self._dockerd.timeouts
+        api, limits = self._api, self._dockerd.timeouts
         url = f"{api.base_url}/v{api.api_version}{path}"
         timeout = (limits.connect, min(silence, limits.total))
         begun = time.monotonic()
@@ -244,31 +247,22 @@ class Conversation:
             except requests.HTTPError as error:
                 docker.errors.create_api_error_from_http_exception(error)
             stream = Stream(response, begun + limits.total - time.monotonic())
-            dockerd.streams.append(stream)
-            if dockerd.interrupted:
-                stream.cut()
             yield stream
-            self._check(stream)
+            if stream.expired:
+                raise Expired
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            self._check(stream)
+            if stream is not None and stream.expired:  # what is cut looks like an engine that is lost
+                raise Expired from None
             if _is_silence(error):
                 raise Silent from None
             raise
         finally:
             if stream is not None:
-                dockerd.streams.remove(stream)
                 stream.close()
-
-    def _check(self, stream: Stream | None) -> None:
-        """A cut connection looks like a lost engine: say whose doing it was."""
-        if self._dockerd.interrupted:
-            raise refusals.interrupted()
-        if stream is not None and stream.expired:
-            raise Expired
 
 
 class Stream:
-    """An open answer of the engine's, which a timer or another thread can cut."""
+    """An open answer of the engine's, which is cut at the total limit."""
 
     def __init__(self, response: requests.Response, seconds: float) -> None:
         self._response = response
@@ -293,18 +287,14 @@ class Stream:
         """What the engine says of a container that has ended."""
         return int(self._response.json()["StatusCode"])
 
-    def cut(self) -> None:
-        """End whatever another thread is reading."""
-        with suppress(ValueError, RuntimeError, OSError):  # it may be at its end already, which is as good
-            self._response.raw.shutdown()
-
     def close(self) -> None:
         self._timer.cancel()
         self._response.close()
 
     def _expire(self) -> None:
         self.expired = True
-        self.cut()
+        with suppress(ValueError, RuntimeError, OSError):  # it may be at its end already, which is as good
+            self._response.raw.shutdown()
 
 
 def _said(error: APIError) -> str:

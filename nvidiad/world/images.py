@@ -98,14 +98,9 @@ class DockerImages:
             except (Expired, Silent):
                 raise refusals.endless(reference, self._engine.timeouts.total) from None
             finally:
-                if not self._engine.interrupted:
-                    engine.remove(container)
+                engine.remove(container)
         if status != 0:
             raise refusals.exit_failure(status, list(lines), reference)
-
-    def interrupt(self) -> None:
-        """End another thread's wait for good: a pull is cancelled, an installer is left to be adopted."""
-        self._engine.interrupt()
 
     def _fetch(
         self,

@@ -166,7 +166,7 @@ def configure(environment: Mapping[str, str]) -> Log:
         raise structlog.DropEvent
 
     # structlog counts upwards in tens (logging's levels), syslog downwards.
-    levels = {7: 10, 6: 20, 5: 20, 4: 30, 3: 40}
+    levels = {7: 10, 6: 20, 5: 30, 4: 30, 3: 40}
     structlog.configure(
         processors=[
             structlog.stdlib.add_log_level,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -15,13 +14,12 @@ from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.manifest import FileEntry, LinkEntry, Manifest
-from nvidiad.nouns.model import Progress, Tree
-from nvidiad.world import files
+from nvidiad.nouns.model import Kind, Progress, Tree
+from nvidiad.world import files, inspection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nvidiad.nouns.manifest import Entry
     from nvidiad.nouns.model import Build
 
 LOCK = ".lock"
@@ -43,31 +41,31 @@ class Trees:
         """Whether a driver is in the kernel: then the tree that `current` names is not replaced."""
         self._known: dict[str, tuple[tuple[int, ...] | None, Manifest]] = {}
 
-    @property
-    def _bundle(self) -> Path:
-        return Path(naming.bundle_root(PurePosixPath(self.root)))
+    def _bundle(self, kind: Kind) -> Path:
+        return Path(naming.bundle_root(PurePosixPath(self.root), kind))
 
-    def list(self) -> tuple[Tree, ...]:
-        """The complete trees, oldest driver name first."""
-        found = [tree for path in self._places() if (tree := self._tree(path)) is not None]
+    def list(self, kind: Kind = Kind.DRIVER) -> tuple[Tree, ...]:
+        """The complete trees of a kind, oldest version first."""
+        found = [tree for path in self._places(kind) if (tree := self._tree(path)) is not None]
         here = {tree.path for tree in found}
-        self._known = {path: known for path, known in self._known.items() if path in here}
+        others = f"{self._bundle(kind)}/"
+        self._known = {p: known for p, known in self._known.items() if p in here or not p.startswith(others)}
         return tuple(found)
 
-    def current(self) -> str | None:
+    def current(self, kind: Kind = Kind.DRIVER) -> str | None:
         """The path of the directory that `current` names, None where it names none."""
-        link = Path(naming.current_path(PurePosixPath(self.root)))
+        link = Path(naming.current_path(PurePosixPath(self.root), kind))
         if not link.is_symlink() or not link.is_dir():
             return None
         real = Path(os.path.realpath(link))
-        bundle = Path(os.path.realpath(self._bundle))
+        bundle = Path(os.path.realpath(self._bundle(kind)))
         # The install root may itself be reached through a link; trees are named as list() names them.
-        return str(self._bundle / real.relative_to(bundle) if real.is_relative_to(bundle) else real)
+        return str(self._bundle(kind) / real.relative_to(bundle) if real.is_relative_to(bundle) else real)
 
     def select(self, tree: str) -> None:
         """Let `current` name a complete tree."""
-        path = self._ours(tree)
-        link = Path(naming.current_path(PurePosixPath(self.root)))
+        path, kind = self._ours(tree)
+        link = Path(naming.current_path(PurePosixPath(self.root), kind))
         with files.explained(f"pointing '{link}' to '{tree}'", Code.IMAGE_FAILED):
             if os.path.lexists(link) and not link.is_symlink():
                 raise Permanent(
@@ -75,7 +73,7 @@ class Trees:
                     f"'{link}' is not a symbolic link and was not made by nvidiad",
                     "Move it away, or set install.root to another place.",
                 )
-            target = str(path.relative_to(self._bundle))
+            target = str(path.relative_to(link.parent))
             if not link.is_symlink() or os.readlink(link) != target:  # noqa: PTH115
                 files.replace_symlink(link, target)
 
@@ -94,76 +92,88 @@ class Trees:
         """Refuse a tree that is not `build`, or that is not entry for entry what its manifest says."""
         manifest = self.manifest(tree)
         manifests.check_build(f"the manifest of '{tree}'", manifest.build, build)
-        _refuse_faults(tree, list(_faults(Path(tree), manifest, lambda _: None)))
+        inspection.refuse_faults(tree, list(inspection.faults(Path(tree), manifest, lambda _: None)))
 
     def verify_file(self, tree: str, path: str) -> None:
         """Refuse one file or link of a tree that is not what the tree's manifest says."""
         entry = self.manifest(tree).entry(path)
         if entry is None:
-            raise _invalid(tree, [f"'{path}' is not in its manifest"])
-        _refuse_faults(tree, list(_entry_faults(Path(tree), entry, lambda _: None)))
+            raise inspection.invalid(tree, [f"'{path}' is not in its manifest"])
+        inspection.refuse_faults(tree, list(inspection.entry_faults(Path(tree), entry, lambda _: None)))
 
     def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree:
         """Lay the tree in `source` down beside its place, verify, sync and rename it into its place."""
         text = _manifest_text(source)
         manifest = manifests.parse(text)
         target = Path(naming.tree_path(PurePosixPath(self.root), manifest.build))
-        _refuse_faults(str(source), list(_shape_faults(source, manifest, modes=False)))
+        inspection.refuse_faults(str(source), list(inspection.shape_faults(source, manifest, modes=False)))
         with files.explained(f"installing '{target}'", Code.IMAGE_FAILED):
-            files.make_directory(self._bundle)
-            if target.parent.is_symlink():
+            bundle = self._bundle(manifest.kind)
+            files.make_directory(bundle)
+            if target.parent != bundle and target.parent.is_symlink():
                 raise _foreign(target.parent)
-            with self._locked():
-                self._sweep()
+            with self._locked(manifest.kind):
+                self._sweep(manifest.kind)
                 if os.path.lexists(target):
                     if self._tree(target) is None:
                         raise _foreign(target)
-                    if _manifest_text(target) == text and not any(_faults(target, manifest, lambda _: None)):
+                    faults = inspection.faults(target, manifest, lambda _: None)
+                    if _manifest_text(target) == text and not any(faults):
                         tell(Progress(STEP, f"'{target}' is there already", manifest.size, manifest.size))
                         return self._complete(target)
-                    self._refuse_in_use(target)
+                    if manifest.kind is Kind.DRIVER:
+                        self._refuse_in_use(target)
                 self._check_space(manifest)
                 self._lay_down(source, text, manifest, target, tell)
         return self._complete(target)
 
     def remove(self, tree: str) -> None:
         """Remove a tree of ours: no longer a tree at one instant, then gone."""
-        path = self._ours(tree)
-        if self.current() == str(path):
+        path, kind = self._ours(tree)
+        if self.current(kind) == str(path):
             sentence = f"'{tree}' is current and is not removed"
             raise Permanent(Code.INTERNAL, sentence, "Select another tree first.")
-        with files.explained(f"removing '{tree}'", Code.IMAGE_FAILED), self._locked():
+        with files.explained(f"removing '{tree}'", Code.IMAGE_FAILED), self._locked(kind):
             partial = _partial(path)
             files.remove_tree(partial)
             path.rename(partial)
             files.fsync_directory(path.parent)
-            self._sweep()
-            with files.suppress_oserror(errno.ENOTEMPTY, errno.EEXIST):
-                path.parent.rmdir()
+            self._sweep(kind)
+            if path.parent != self._bundle(kind):
+                with files.suppress_oserror(errno.ENOTEMPTY, errno.EEXIST):
+                    path.parent.rmdir()
 
     # -----------------------------------------------------------------------------------------------
     # Looking.
 
-    def _drivers(self) -> Iterator[Path]:
-        """Directories in which our trees may be."""
+    def _parents(self, kind: Kind) -> Iterator[Path]:
+        """Directories in which our trees may be: those of a driver are below its version."""
+        bundle = self._bundle(kind)
+        if kind is Kind.CUDA:
+            yield bundle
+            return
         with files.suppress_oserror(errno.ENOENT, errno.ENOTDIR):
-            for path in sorted(self._bundle.iterdir()):
+            for path in sorted(bundle.iterdir()):
                 if naming.is_version(path.name) and path.is_dir() and not path.is_symlink():
                     yield path
 
-    def _places(self) -> Iterator[Path]:
-        for driver in self._drivers():
-            yield from sorted(path for path in driver.iterdir() if naming.is_version(path.name))
+    def _places(self, kind: Kind) -> Iterator[Path]:
+        for parent in self._parents(kind):
+            with files.suppress_oserror(errno.ENOENT, errno.ENOTDIR):
+                yield from sorted(path for path in parent.iterdir() if naming.is_version(path.name))
 
     def _tree(self, path: Path) -> Tree | None:
         """The tree at this place, None for whatever is not one of ours."""
-        if path.is_symlink() or path.parent.is_symlink():
+        if path.is_symlink():
             return None
         try:
             manifest = self.manifest(str(path))
         except Failure:
             return None
-        if (manifest.driver, manifest.os_version) != (path.parent.name, path.name):
+        bundle = self._bundle(manifest.kind)
+        if Path(naming.tree_path(PurePosixPath(self.root), manifest.build)) != path:
+            return None
+        if path.parent != bundle and path.parent.is_symlink():
             return None
         return Tree(
             path=str(path),
@@ -179,30 +189,30 @@ class Trees:
             raise Transient(Code.TREE_MISSING, f"'{path}' is not a complete tree", "Install it again.")
         return tree
 
-    def _ours(self, tree: str) -> Path:
-        """The path of a complete tree in its place below our root."""
-        path = Path(tree)
-        if path.parent.parent != self._bundle or self._tree(path) is None:
-            sentence = f"'{tree}' is not a complete tree in '{self._bundle}'"
+    def _ours(self, tree: str) -> tuple[Path, Kind]:
+        """The path of a complete tree in its place below our root, and its kind."""
+        found = self._tree(Path(tree))
+        if found is None:
+            sentence = f"'{tree}' is not a complete tree in '{self._bundle(Kind.DRIVER)}'"
             raise Permanent(Code.TREE_MISSING, sentence, "Install it again.")
-        return path
+        return Path(found.path), found.build.kind
 
     # -----------------------------------------------------------------------------------------------
     # Laying down.
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = self._bundle / LOCK
+    def _locked(self, kind: Kind) -> Iterator[None]:
+        lock = self._bundle(kind) / LOCK
         with files.locked(lock) as held:
             if not held:
                 sentence = f"another installation or removal holds '{lock}'"
                 raise Transient(Code.INSTALL_BUSY, sentence, "Wait for it to end.")
             yield
 
-    def _sweep(self) -> None:
+    def _sweep(self, kind: Kind) -> None:
         """Remove what a killed installation or removal left; under the lock nobody works on it."""
-        for driver in self._drivers():
-            for path in driver.glob(f".*{naming.PARTIAL}"):
+        for parent in self._parents(kind):
+            for path in parent.glob(f".*{naming.PARTIAL}"):
                 files.remove_tree(path)
 
     def _refuse_in_use(self, target: Path) -> None:
@@ -214,12 +224,12 @@ class Trees:
             )
 
     def _check_space(self, manifest: Manifest) -> None:
-        needed = _needed(manifest)
-        found = os.statvfs(self._bundle)
+        needed, bundle = _needed(manifest), self._bundle(manifest.kind)
+        found = os.statvfs(bundle)
         free = found.f_bavail * found.f_frsize
         if free < needed:
             raise files.disk_full(
-                f"the tree of {manifest.build} needs {needed} bytes in '{self._bundle}', {free} are free"
+                f"the tree of {manifest.build} needs {needed} bytes in '{bundle}', {free} are free"
             )
 
     def _lay_down(
@@ -232,7 +242,7 @@ class Trees:
             files.make_directory(partial)
             _copy(source, partial, text, manifest, tell)
             counted = _counter(f"verifying '{target}'", manifest.size, tell)
-            _refuse_faults(str(partial), list(_faults(partial, manifest, counted)))
+            inspection.refuse_faults(str(partial), list(inspection.faults(partial, manifest, counted)))
             tell(Progress(STEP, f"syncing '{target}'", manifest.size, manifest.size))
             files.fsync_tree(partial)
             if not os.path.lexists(target):
@@ -244,90 +254,7 @@ class Trees:
             files.fsync_directory(target.parent)
         finally:
             # What is there now is the old tree, or what failed.
-            self._sweep()
-
-
-# ---------------------------------------------------------------------------------------------------
-# What is wrong with a directory that should be what a manifest says; each fault is the end of a sentence.
-
-
-def _faults(root: Path, manifest: Manifest, advanced: Callable[[int], None]) -> Iterator[str]:
-    wrong = False
-    for fault in _shape_faults(root, manifest, modes=True):
-        wrong = True
-        yield fault
-    # Reading what already has the wrong size or type would say less and take longer.
-    for entry in () if wrong else manifest.entries:
-        yield from _entry_faults(root, entry, advanced)
-
-
-def _shape_faults(root: Path, manifest: Manifest, *, modes: bool) -> Iterator[str]:
-    entries = {entry.path: entry for entry in manifest.entries}
-    directories = manifest.directories()
-    seen: set[str] = {naming.MANIFEST}
-    for path, found in files.walk(root):
-        entry = entries.get(path)
-        seen.add(path)
-        if entry is not None:
-            yield from _stat_faults(entry, found, modes=modes)
-        elif path in directories:
-            if not stat.S_ISDIR(found.st_mode):
-                yield f"'{path}' is not a directory"
-            elif modes and found.st_mode & 0o022:
-                yield f"directory '{path}' may be written by others"
-        elif path == naming.MANIFEST:
-            if not stat.S_ISREG(found.st_mode):
-                yield f"'{path}' is not a file"
-        elif path.rpartition("/")[0] in directories | {""}:
-            # Of a foreign directory only its own name is said.
-            yield f"{path!r} is not in the manifest"
-    for path in entries:
-        if path not in seen:
-            yield f"'{path}' is missing"
-
-
-def _stat_faults(entry: Entry, found: os.stat_result, *, modes: bool) -> Iterator[str]:
-    if isinstance(entry, LinkEntry):
-        if not stat.S_ISLNK(found.st_mode):
-            yield f"'{entry.path}' is not a symbolic link"
-    elif not stat.S_ISREG(found.st_mode):
-        yield f"'{entry.path}' is not a file"
-    elif found.st_size != entry.size:
-        yield f"'{entry.path}' has {found.st_size} bytes instead of {entry.size}"
-    elif modes and stat.S_IMODE(found.st_mode) != entry.mode:
-        yield f"'{entry.path}' has mode {stat.S_IMODE(found.st_mode):04o} instead of {entry.mode:04o}"
-
-
-def _entry_faults(root: Path, entry: Entry, advanced: Callable[[int], None]) -> Iterator[str]:
-    path = root / entry.path
-    try:
-        wrong = list(_stat_faults(entry, path.lstat(), modes=True))
-        if wrong:
-            yield wrong[0]
-        elif isinstance(entry, FileEntry):
-            digest = files.sha256(path, advanced)
-            if digest != entry.sha256:
-                yield f"'{entry.path}' has sha256 {digest} instead of {entry.sha256}"
-        elif (target := os.readlink(path)) != entry.target:  # noqa: PTH115 (a Path would drop './')
-            yield f"'{entry.path}' names {target!r} instead of '{entry.target}'"
-    except (FileNotFoundError, NotADirectoryError):
-        yield f"'{entry.path}' is missing"
-    except OSError as exc:
-        yield f"'{entry.path}' cannot be read: {exc.strerror}"
-
-
-def _refuse_faults(tree: str, faults: list[str]) -> None:
-    if faults:
-        raise _invalid(tree, faults)
-
-
-def _invalid(tree: str, faults: list[str]) -> Permanent:
-    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-    return Permanent(
-        Code.TREE_INVALID,
-        f"the tree '{tree}' is not what its manifest says: {faults[0]}{more}",
-        "Install it again; if that does not help, build the image again.",
-    )
+            self._sweep(manifest.kind)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,9 @@ class SystemdUnits:
 
     def start(self, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
         """Start a unit; with `wait`, until the job has ended. Raises UNIT_FAILED, UNIT_MASKED."""
+        # One that failed too often while the driver was late has used up its starts: systemd refuses it.
+        with contextlib.suppress(Permanent):
+            self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "ResetFailedUnit", name)
         self._run_job("StartUnit", name, wait=wait, tell=tell)
 
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:

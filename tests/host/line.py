@@ -10,11 +10,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tests.host.bed import Host
 from tests.host.road import configuration
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from tests.host.bed import Host
 
 PORT, REGISTRY = 5001, 5000
 REPOSITORY = f"127.0.0.1:{PORT}/nvidia-driver"
@@ -23,7 +24,7 @@ _CHUNK = 16 * 1024
 
 
 class Line:
-    """Port 5001 of the host leads to its plain registry; what comes from there can be made to end or to hang."""
+    """Port 5001 of the host leads to its plain registry; what comes from there can end or hang."""
 
     def __init__(self, host: Host) -> None:
         self._net = Path(f"/proc/{host._init()}/ns/net")
@@ -116,7 +117,6 @@ class Line:
                     return
 
 
-def over_the_line(**sections: dict[str, object]) -> str:
+def over_the_line(stall: int = 2) -> str:
     """A configuration whose registry is at the other end of the line."""
-    image = {"repository": REPOSITORY, "stall-timeout": 2, **sections.pop("image", {})}
-    return configuration(image=image, **sections)
+    return configuration(image={"repository": REPOSITORY, "stall-timeout": stall})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road as tests walk it: a configuration, images in the registry, and what a host looks like at its end."""
+"""The road as tests walk it: a configuration, images in the registry, and a host at the end of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ exec sleep infinity
 @contextmanager
 def booted(suite: str = SUITE, **arguments: Any) -> Iterator[Host]:
     """A host that is up, for as long as the block lasts."""
-    # Not under pytest's temporary directories: those are kept, and a host's disk is large and of no use afterwards.
+    # Not under pytest's temporary directories: those are kept, and a host's disk is large.
     base = Path(tempfile.mkdtemp(prefix=f"nvidiad-host-{os.getpid()}-", dir="/var/tmp"))
     number = base.name.rpartition("-")[2]
     host = Host(f"{os.getpid()}-{number}", suite, base / number)
@@ -65,11 +65,11 @@ def booted(suite: str = SUITE, **arguments: Any) -> Iterator[Host]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-# -- configuration ---------------------------------------------------------------------------------------------------
+# -- configuration ---------------------------------------------------------------------------------
 
 
 def configuration(driver: str = DRIVER, **sections: Mapping[str, object]) -> str:
-    """A whole configuration file; `units={"gated": [...]}` adds to a section or replaces what is there by default.
+    """A whole configuration file; `units={"gated": [...]}` adds to a section or replaces its defaults.
 
     The poll is so long that whatever a test sees happen came by an event.
     """
@@ -125,7 +125,7 @@ def witnessed(host: Host, unit: str = "kubelet.service") -> list[dict[str, str]]
 
 
 def assert_never_early(host: Host, unit: str = "kubelet.service", *, starts: int | None = None) -> None:
-    """Whenever the unit started, the driver was there: module, nodes, current and library, all of one driver."""
+    """Whenever the unit started, module, nodes, current and library were there, of one driver."""
     if starts:
         # What it found is written by the unit itself, which is up a moment earlier.
         host.wait(lambda: len(witnessed(host, unit)) >= starts, f"{unit} has started {starts} times")
@@ -138,7 +138,7 @@ def assert_never_early(host: Host, unit: str = "kubelet.service", *, starts: int
     assert starts is None or len(found) == starts, found
 
 
-# -- images ----------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def tag(version: str = RELEASE[0], driver: str = DRIVER) -> str:
@@ -181,7 +181,6 @@ def put_tree(
     with tempfile.TemporaryDirectory() as made:
         tree = payload(Path(made), version, kernel, driver=driver)
         inside = f"{place}/nvidia/{driver}/{version}"
-        # Not Host.put: copytree asks for a directory's mode last, and a tree is refused for the smallest difference.
         target = host.path(inside)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(tree, target, symlinks=True)
@@ -212,7 +211,7 @@ def within(host: Host, do: Callable[[], str]) -> str:
     return answers[0]
 
 
-# -- what nvidiad says -----------------------------------------------------------------------------------------------
+# -- what nvidiad says -----------------------------------------------------------------------------
 
 
 def fetch(host: Host, resource: str, seconds: float = 10) -> str:
@@ -321,7 +320,7 @@ def main_pid(host: Host, unit: str) -> int:
     return int(host.show(unit, "MainPID"))
 
 
-# -- what a host looks like ------------------------------------------------------------------------------------------
+# -- what a host looks like ------------------------------------------------------------------------
 
 
 def nodes(host: Host) -> dict[str, str]:
@@ -389,7 +388,7 @@ def _attempts(host: Host, path: str) -> object:
 
 
 def end_state(host: Host, *, engine: bool = True) -> dict[str, object]:
-    """Everything that must come out the same, whatever happened on the way: plain data, so that a difference reads well."""
+    """Everything that must come out the same, whatever happened on the way, as plain data."""
     shown = host.run("systemctl", "show", "-p", "Id,ActiveState,SubState,Job", *UNITS, check=True).out
     units: dict[str, str] = {}
     for block in shown.strip().split("\n\n"):
@@ -434,3 +433,14 @@ def strip(host: Host) -> None:
     host.run(f"{FORGET}; docker system prune -af >&2; rm -rf {gone}", check=True)
     host.systemctl("reset-failed")
     host.registry_start("plain")
+
+
+def clock(host: Host) -> str:
+    """Now, as `docker events` takes it."""
+    return host.run("date", "+%s.%N", check=True).out.strip()
+
+
+def engine_events(host: Host, event: str, since: str) -> str:
+    """What the engine did since then; a relative end leaves out what happened in this second."""
+    command = ("docker", "events", f"--since={since}", f"--until={clock(host)}", f"--filter=event={event}")
+    return host.run(*command, check=True).out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can fail between a registry and a tree on disk: said by code and name, waited out, and healed without help."""
+"""What fails between a registry and a tree on disk: told by code and name, and healed without help."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shared() -> Iterator[Host]:
 
 @pytest.fixture
 def cold(shared: Host) -> Host:
-    """The shared host as if nothing had ever been pulled, with the image in its registry; nvidiad is down."""
+    """The shared host as if nothing had ever been pulled, its image in the registry; nvidiad is down."""
     road.strip(shared)
     road.publish(shared)
     return shared
@@ -83,7 +83,7 @@ def assert_healed(host: Host) -> None:
     assert host.run("docker", "ps", "-aq", check=True).out == ""
 
 
-# -- what is wrong before the first byte, and what it takes to mend it ---------------------------------------------
+# -- what is wrong before the first byte, and what it takes to mend it ------------------------------
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,9 @@ def test_a_failure_is_told_by_its_code_and_heals_when_its_cause_ends(cold: Host,
     assert_healed(host)
 
 
-def test_access_is_refused_without_and_with_wrong_credentials_and_granted_with_the_right_ones(cold: Host) -> None:
+def test_access_is_refused_without_and_with_wrong_credentials_and_granted_with_the_right_ones(
+    cold: Host,
+) -> None:
     host = cold
     host.run("rm", "-f", AUTH_FILE, check=True)
     begin(host, road.configuration(image={"repository": f"{AUTH}/nvidia-driver", "auth-file": AUTH_FILE}))
@@ -208,7 +210,7 @@ def test_access_is_refused_without_and_with_wrong_credentials_and_granted_with_t
     assert_healed(host)
 
 
-# -- what breaks in the middle of a pull -------------------------------------------------------------------------------
+# -- what breaks in the middle of a pull ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,7 +220,9 @@ def cut(cold: Host) -> Iterator[Line]:
         yield made
 
 
-def test_a_registry_that_breaks_off_in_mid_pull_is_unreachable_until_it_is_back(cold: Host, cut: Line) -> None:
+def test_a_registry_that_breaks_off_in_mid_pull_is_unreachable_until_it_is_back(
+    cold: Host, cut: Line
+) -> None:
     cut.fail(200_000)
     begin(cold, over_the_line())
     cut.wait_broken()
@@ -227,7 +231,9 @@ def test_a_registry_that_breaks_off_in_mid_pull_is_unreachable_until_it_is_back(
     assert_healed(cold)
 
 
-def test_a_registry_that_falls_silent_in_mid_pull_has_stalled_until_it_goes_on(cold: Host, cut: Line) -> None:
+def test_a_registry_that_falls_silent_in_mid_pull_has_stalled_until_it_goes_on(
+    cold: Host, cut: Line
+) -> None:
     cut.fail(200_000, hangs=True)
     begin(cold, over_the_line())
     cut.wait_broken()
@@ -239,9 +245,11 @@ def test_a_registry_that_falls_silent_in_mid_pull_has_stalled_until_it_goes_on(c
     assert_healed(cold)
 
 
-def test_an_engine_that_is_restarted_in_mid_pull_was_lost_and_the_pull_begins_again(cold: Host, cut: Line) -> None:
+def test_an_engine_that_is_restarted_in_mid_pull_was_lost_and_the_pull_begins_again(
+    cold: Host, cut: Line
+) -> None:
     cut.fail(200_000, hangs=True)
-    begin(cold, over_the_line(image={"stall-timeout": 30}))
+    begin(cold, over_the_line(stall=30))
     cut.wait_broken()
     cold.engine_restart()
     wait_problem(cold, "engine-lost", line.REPOSITORY)
@@ -265,13 +273,13 @@ def test_an_engine_that_freezes_in_mid_pull_is_lost_until_it_goes_on(cold: Host,
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["cut", "silent"])
 def test_a_pull_that_fails_in_mid_stream_never_installs_an_older_image_of_the_same_tag(
-    cold: Host, cut: Line, hangs: bool
+    cold: Host, cut: Line, *, hangs: bool
 ) -> None:
     host, image = cold, f"{line.REPOSITORY}:{road.tag()}"
     host.run("docker", "pull", "-q", image, check=True)
     old = host.run("docker", "image", "inspect", "-f", "{{.Id}}", image, check=True).out
     road.publish(host, bulk=32 << 20)
-    since = host.run("date", "+%s.%N", check=True).out.strip()
+    since = road.clock(host)
     # What is new is the last layer: the first one is here already.
     cut.fail(60_000, hangs=hangs)
     begin(host, over_the_line())
@@ -283,8 +291,7 @@ def test_a_pull_that_fails_in_mid_stream_never_installs_an_older_image_of_the_sa
     assert host.run("docker", "image", "inspect", "-f", "{{.Id}}", image, check=True).out == old
     assert_held(host)
     assert not host.exists("/opt/nvidia"), "something of the older image is on the disk"
-    created = ("docker", "events", f"--since={since}", "--until=0s", "--filter=event=create")
-    assert host.run(*created, check=True).out == ""
+    assert road.engine_events(host, "create", since) == ""
     cut.heal()
     assert_healed(host)
     assert host.path(f"{TREE}/lib/firmware/nvidia/{road.DRIVER}/gsp_ga10x.bin").stat().st_size == 32 << 20
@@ -292,7 +299,7 @@ def test_a_pull_that_fails_in_mid_stream_never_installs_an_older_image_of_the_sa
 
 def test_nvidiad_that_is_stopped_in_mid_pull_ends_at_once_and_goes_on_later(cold: Host, cut: Line) -> None:
     cut.fail(200_000, hangs=True)
-    begin(cold, over_the_line(image={"stall-timeout": 60}))
+    begin(cold, over_the_line(stall=60))
     cut.wait_broken()
     assert cold.systemctl("stop", "nvidiad.service").seconds < 5
     assert cold.show("nvidiad.service", "Result") == "success"

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Killed at any step, by SIGKILL or by the power: the next look finishes the job, and the host comes out the same."""
+"""Killed at any step, by SIGKILL or by the power: the next look finishes the job, to the same end."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 from nvidiad.nouns.steps import Step
 from tests.host import road, standins
-from tests.host.bed import Host
 from tests.host.machine import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.host.bed import Host
 
 KUBELET = "kubelet.service"
 # Restart quickly: the test is about what comes after, and the two seconds of the unit would be most of it.
@@ -93,7 +95,7 @@ def test_the_tables_have_every_step_there_is() -> None:
     assert killed == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
 
 
-# -- the victim ------------------------------------------------------------------------------------------------------
+# -- the victim ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class Victim:
         except CommandError as error:
             pytest.fail(f"{error}\n{road.story(self.host)}", pytrace=False)
 
-    def wait_whole(self) -> None:
-        """Wait until the host is as an undisturbed one, and see that nothing came too early on the way."""
+    def wait_whole(self, *, gated: bool = True) -> None:
+        """Wait until the host is as an undisturbed one; no gated unit was early on the way."""
         deadline = time.monotonic() + _SECONDS
         while (now := road.end_state(self.host)) != self.whole:
             if time.monotonic() > deadline:
@@ -123,7 +125,8 @@ class Victim:
                 assert now == self.whole
             time.sleep(0.1)
         road.wait_phase(self.host, "ready")
-        road.assert_never_early(self.host)
+        if gated:
+            road.assert_never_early(self.host)
 
 
 def strip(host: Host, *, trees: bool) -> None:
@@ -176,7 +179,7 @@ def layered() -> Iterator[Victim]:
         yield prepare(host, road.configuration(install={"exposure": "overlay"}))
 
 
-# -- the tables ------------------------------------------------------------------------------------------------------
+# -- the tables ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kill", DAEMON, ids=str)
@@ -207,7 +210,8 @@ def test_deactivation_is_killed(victim: Victim, kill: Kill) -> None:
 @pytest.mark.parametrize("kill", RELOAD, ids=str)
 def test_the_daemon_is_killed_while_it_puts_a_node_back(victim: Victim, kill: Kill) -> None:
     host = victim.host
-    host.systemctl("start", "nvidiad.service")
+    # A new one: the steps of a process are counted from its start.
+    host.systemctl("restart", "nvidiad.service")
     road.wait_ready(host)
     host.run("rm -f /run/kill-* && rm /dev/nvidia0", check=True)
     pid = road.main_pid(host, KUBELET)
@@ -247,7 +251,9 @@ def test_the_installers_container_is_killed_too(victim: Victim) -> None:
         strip(host, trees=False)
         host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
         names = "docker ps -q --filter name=nvidiad-install"
-        host.wait(lambda: host.run("ls -A /opt/nvidia/*/").out.find(".partial") >= 0, "the installer is at work")
+        host.wait(
+            lambda: host.run("ls -A /opt/nvidia/*/").out.find(".partial") >= 0, "the installer is at work"
+        )
         if both:
             host.kill("nvidiad.service")
         host.run(f"{names} | xargs -r docker kill")
@@ -262,5 +268,6 @@ def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()
     host.power_cut()
-    victim.wait_whole()
-    road.assert_never_early(host, starts=1)
+    # A gate that was not yet written cannot hold anything at the next boot.
+    victim.wait_whole(gated=kill.step != "write-gates")
+    assert len(road.witnessed(host)) == 1

@@ -146,6 +146,20 @@ def payload(
     return tree
 
 
+def cuda_payload(dest: Path, version: str) -> Path:
+    """Make `dest`/opt/cuda/VERSION, a stand-in for CUDA's package, and give its path."""
+    tree = dest / "opt/cuda" / version
+    _put(tree / "bin/nvcc", f'#!/bin/sh\necho "stand-in for nvcc {version}"\n'.encode(), 0o755)
+    target = tree / "targets/x86_64-linux/lib"
+    library = elf.library("libcudart.so.12", f"stand-in for CUDA's libcudart {version}")
+    _put(target / f"libcudart.so.{version}", library, 0o755)
+    (target / "libcudart.so.12").symlink_to(f"libcudart.so.{version}")
+    # As in NVIDIA's own package: a link to a directory.
+    (tree / "lib64").symlink_to("targets/x86_64-linux/lib")
+    write_manifest(tree, manifests.render(manifests.cuda(version, "x86_64", entries(tree))))
+    return tree
+
+
 def entries(tree: Path) -> tuple[Entry, ...]:
     """What is in a directory, as a manifest lists it."""
     found: list[Entry] = []
@@ -209,7 +223,7 @@ def spoil(tree: Path, fault: Fault) -> Path:
         case Fault.WRONG_VERMAGIC:
             vermagic = "9.9.9-other SMP preempt mod_unload"
             for name, depends in MODULES.items():
-                module = _module(name, manifest.driver, vermagic, depends, manifest.flavour)
+                module = _module(name, manifest.driver, vermagic, depends, manifest.flavour or "")
                 _put(tree / f"lib/modules/{manifest.kernel}/{name}.ko", module, 0o644)
             write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
         case Fault.NO_MANIFEST:

@@ -37,6 +37,8 @@ APPLETS = (
 
 _BUILD_ARGUMENTS: Mapping[str, str] = {
     "io.nvidiad.schema": "SCHEMA",
+    "io.nvidiad.kind": "KIND",
+    "io.nvidiad.version": "VERSION",
     "io.nvidiad.driver": "DRIVER",
     "io.nvidiad.flavour": "FLAVOUR",
     "io.nvidiad.product": "PRODUCT",
@@ -75,6 +77,12 @@ def base_files() -> Mapping[str, bytes | str]:
     return files
 
 
+def place_of(tree: Path) -> str:
+    """Where a payload's tree is in its image."""
+    folder = tree.parent.name
+    return f"opt/cuda/{tree.name}" if folder == "cuda" else f"opt/nvidia/{folder}/{tree.name}"
+
+
 def image_context(tree: Path, dest: Path) -> Path:
     """Lay out a docker build context for a payload tree's image, and in base/ one for a BusyBox base."""
     dest.mkdir(parents=True, exist_ok=True)
@@ -82,7 +90,7 @@ def image_context(tree: Path, dest: Path) -> Path:
     shutil.copy2(TRANSPORT / "install", dest)
     # What stands beside the image's own files is not sent to the engine with them.
     (dest / ".dockerignore").write_text("base\n")
-    place = dest / "opt/nvidia" / tree.parent.name / tree.name
+    place = dest / place_of(tree)
     if tree.is_dir():
         shutil.copytree(tree, place, symlinks=True)
     else:
@@ -166,7 +174,7 @@ def image(tree: Path, *, labels: Mapping[str, str] | None = None) -> Image:
     """The image of a payload tree; labels are those of its manifest unless they are given."""
     files: dict[str, bytes | str] = {"install": (TRANSPORT / "install").read_bytes()}
     modes: dict[str, int] = {}
-    place = f"opt/nvidia/{tree.parent.name}/{tree.name}"
+    place = place_of(tree)
     for path in sorted(tree.rglob("*")) if tree.is_dir() else ():
         name = f"{place}/{path.relative_to(tree).as_posix()}"
         if path.is_symlink():

@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import DriverFacts, Exposure, Gpu, LinkerFacts, LoadedModule, MountFacts, Release
+from nvidiad.nouns.model import (
+    DriverFacts,
+    Exposure,
+    Gpu,
+    Holder,
+    LinkerFacts,
+    LoadedModule,
+    MountFacts,
+    Release,
+)
 from nvidiad.nouns.steps import LoadHostModules, LoadModule, step_name
 from nvidiad.thought import activation
 from tests.unit import facts as f

@@ -29,7 +29,12 @@ ROOMS = {
 }
 # World rooms stand alone, but for the two that start programs and write files, and the parts of one thing.
 WORLD_SHARED = {"process", "files"}
-WORLD_PARTS = {"modules": {"holders", "kernel_log"}, "mounts": {"kernel_log"}, "images": {"dockerd"}}
+WORLD_PARTS = {
+    "modules": {"holders", "kernel_log"},
+    "mounts": {"kernel_log"},
+    "images": {"dockerd"},
+    "trees": {"inspection"},
+}
 
 
 def ring(path: Path) -> int:

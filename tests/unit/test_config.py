@@ -403,7 +403,7 @@ def test_the_import_is_cheap() -> None:
         ),
         pytest.param(
             "[zzz]\n",
-            "f:1: zzz: unknown table (there are driver, image, install, units, engine, daemon)",
+            "f:1: zzz: unknown table (there are driver, image, cuda, install, units, engine, daemon)",
             id="unknown table",
         ),
         pytest.param(

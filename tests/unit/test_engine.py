@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine over a host in memory: each step does its one thing, in order, and nothing follows a failure."""
+"""The engine over a host in memory: each step does its one thing, and nothing follows a failure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import steps
-from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import Build, ModuleFile
+from nvidiad.nouns.errors import Code, Permanent, Transient
+from nvidiad.nouns.model import ModuleFile
 from nvidiad.nouns.plan import Plan, Report
 from nvidiad.nouns.steps import (
     CheckDriver,
@@ -65,7 +64,7 @@ def run(world: World, *todo: Step, stopping: Callable[[], bool] = lambda: False)
     return engine.execute(Plan("a test wants it", todo), stopping=stopping)
 
 
-# -- one step, one thing -----------------------------------------------------------------------------------------------
+# -- one step, one thing ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def test_the_driver_unit_is_started_and_reloaded(world: World) -> None:
     assert world.volatile.nodes == set(NODES)
 
 
-# -- order, and the first failure --------------------------------------------------------------------------------------
+# -- order, and the first failure -------------------------------------------------------------------
 
 
 def test_steps_are_done_in_order_and_each_has_its_seconds(world: World) -> None:
@@ -189,7 +188,7 @@ def test_activation_refuses_what_it_has_no_ports_for(world: World, step: Step) -
     assert world.effects == []
 
 
-# -- installing: nothing of a bad image stays, and nothing but what was pulled is run ----------------------------------
+# -- installing: nothing of a bad image stays, and nothing but what was pulled is run ---------------
 
 
 def test_an_image_is_pulled_and_its_tree_is_there(world: World) -> None:
@@ -286,7 +285,7 @@ def test_no_module_is_loaded_from_a_file_that_has_changed(world: World) -> None:
     assert world.effects == []
 
 
-# -- the check at the end ----------------------------------------------------------------------------------------------
+# -- the check at the end ---------------------------------------------------------------------------
 
 
 def test_a_driver_in_force_passes_the_check(world: World) -> None:
@@ -305,7 +304,7 @@ def test_a_driver_in_force_passes_the_check(world: World) -> None:
     ],
 )
 def test_what_is_not_as_wanted_does_not_pass_the_check(
-    world: World, loaded: dict[str, str], nodes: tuple[str, ...], cached: bool, code: Code, word: str
+    world: World, loaded: dict[str, str], nodes: tuple[str, ...], *, cached: bool, code: Code, word: str
 ) -> None:
     world.disk.current = world.put_tree(BUILD)
     world.disk.cache = {TREE} if cached else set()
@@ -321,10 +320,3 @@ def test_a_host_module_that_is_absent_is_passed_over_and_told(world: World) -> N
     assert run(world, LoadHostModules(("drm",), ("i2c_core",))).problem is None
     assert world.log.events("warning") == ["host module could not be loaded, trying the driver anyway"]
     assert world.log.events("debug") == ["optional host module is absent"]
-
-
-def test_a_build_reads_as_its_tag() -> None:
-    """What the world's registry is asked for is what the planner asks for."""
-    assert reference_of(Build("1", "2", "k", "p")) == "registry.example/nvidia-driver:2-1-p"
-    assert isinstance(Permanent(Code.INTERNAL, ""), Failure)
-    assert Path(TREE).parts[:3] == ("/", "opt", "nvidia")

@@ -196,9 +196,9 @@ def test_called_wrongly(bench: Bench) -> None:
         (Fault.LINK_LEAVES_TREE, "this link leaves the tree: lib64/libevil.so.1"),
         (
             Fault.WRONG_OS,
-            "is for driver 535.309.01 and OS 9999.9.9, but it is in '/opt/nvidia/535.309.01/3975.2.0'",
+            "is for '/opt/nvidia/535.309.01/9999.9.9', but it is in '/opt/nvidia/535.309.01/3975.2.0'",
         ),
-        (Fault.WRONG_DRIVER, "is for driver 999.99.99"),
+        (Fault.WRONG_DRIVER, "is for '/opt/nvidia/999.99.99/3975.2.0'"),
         (Fault.NO_MANIFEST, "no /opt/nvidia/DRIVER/OS-VERSION/manifest.json"),
         (Fault.BROKEN_MANIFEST, "manifest of the image is refused: line"),
         (Fault.NOT_A_DRIVER, "no /opt/nvidia/DRIVER/OS-VERSION/manifest.json"),

@@ -123,9 +123,8 @@ def test_it_is_tried_again_when_it_is_due() -> None:
     assert steps(decide(f.host(f.bare(), units=f.DOWN), memory=tried(f.IMAGE, last=NOW - 11))) == PULL
 
 
-def test_a_clock_set_back_holds_nothing_for_longer_than_the_delay() -> None:
-    plan = decide(f.host(f.bare(), units=f.DOWN), memory=tried(f.IMAGE, last=NOW + 10_000_000))
-    assert plan.wait is not None and plan.wait <= 10
+def test_a_clock_set_back_holds_nothing() -> None:
+    assert steps(decide(f.host(f.bare(), units=f.DOWN), memory=tried(f.IMAGE, last=NOW + 10_000_000))) == PULL
 
 
 def test_when_missing_start_lets_the_gated_units_go() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host in memory behind the ports: what is done to it changes what is seen of it, and it can die at any effect."""
+"""A host in memory behind the ports: what is done to it is seen of it, and it can die at any effect."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nvidiad.nouns.model import (
     Build,
     Flavour,
     Gpu,
+    Kind,
     LinkerFacts,
     LoadedModule,
     Memory,
@@ -151,7 +152,18 @@ class Boot:
 
 
 def _unit(name: str) -> UnitState:
-    return UnitState(name, "loaded", "inactive", "dead", "success", 0, True, 0, 0, 0)
+    return UnitState(
+        name=name,
+        load="loaded",
+        active="inactive",
+        sub="dead",
+        result="success",
+        job=0,
+        wanted=True,
+        active_enter=0,
+        inactive_enter=0,
+        active_since=0,
+    )
 
 
 class World:
@@ -261,9 +273,12 @@ class World:
     def set_unit(self, name: str, active: str, result: str = "success") -> None:
         self.ticks += 1
         before = self.unit(name)
-        entered = {"active_enter": self.ticks, "active_since": self.ticks} if active == "active" else {}
-        left = {} if active == "active" or before.active == active else {"inactive_enter": self.ticks}
-        self.volatile.units[name] = replace(before, active=active, result=result, **entered, **left)
+        now = replace(before, active=active, result=result)
+        if active == "active":
+            now = replace(now, active_enter=self.ticks, active_since=self.ticks)
+        elif before.active != active:
+            now = replace(now, inactive_enter=self.ticks)
+        self.volatile.units[name] = now
         if name == KUBELET and active == "active":
             self._witness()
 
@@ -340,7 +355,7 @@ class World:
         }
 
 
-# -- the ports ---------------------------------------------------------------------------------------------------
+# -- the ports --------------------------------------------------------------------------------------
 
 
 class _Part:
@@ -374,10 +389,10 @@ class _Gpus(_Part):
 class _Trees(_Part):
     root = ROOT
 
-    def list(self) -> tuple[Tree, ...]:
+    def list(self, kind: Kind = Kind.DRIVER) -> tuple[Tree, ...]:
         return tuple(self.world.disk.trees[path] for path in sorted(self.world.disk.trees))
 
-    def current(self) -> str | None:
+    def current(self, kind: Kind = Kind.DRIVER) -> str | None:
         return self.world.disk.current
 
     def select(self, tree: str) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,8 @@ retry-maximum = 8
 """
 # Under emulation everything takes some fifteen times what it takes on a host.
 READY_SECONDS = 240.0
+# Asking takes a third of a second of the guest's only CPU: nvidiad itself needs it more.
+POLL_SECONDS = 0.7
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,13 @@ def configure(vm: Machine, more: str = "") -> None:
 
 
 def payload(
-    folder: Path, slot: str, kernel: Kernel, *, driver: str = DRIVER, compiled_for: Kernel | None = None
+    folder: Path,
+    slot: str,
+    kernel: Kernel,
+    *,
+    driver: str = DRIVER,
+    compiled_for: Kernel | None = None,
+    bulk: int = 0,
 ) -> Path:
     """A payload tree for a slot's OS release and a kernel, with stand-in modules compiled for it or another."""
     release = RELEASES[slot]
@@ -66,6 +76,7 @@ def payload(
         release=("flatcar", release),
         kernel=kernel.release,
         modules=modules.build(compiled_for or kernel, driver),
+        bulk=bulk,
     )
 
 
@@ -80,16 +91,19 @@ def publish_both(vm: Machine, folder: Path, kernels: Kernels) -> None:
     publish(vm, [payload(folder, slot, kernel) for slot, kernel in kernels.slots.items()])
 
 
-def install(vm: Machine, tree: Path, name: str = "payload.tar") -> None:
-    """Put a payload tree into the guest and install it by hand, without an engine."""
-    import io
-    import tarfile
-
+def upload(vm: Machine, tree: Path, place: str) -> None:
+    """Put a payload tree into the guest as the directory `place`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as tar:
-        tar.add(tree, arcname="tree")
-    vm.put(out.getvalue(), f"/tmp/{name}")
-    vm.run(f"rm -rf /tmp/tree && tar -C /tmp -xzf /tmp/{name}", check=True)
+        tar.add(tree, arcname=".")
+    vm.put(out.getvalue(), "/tmp/payload.tar")
+    unpack = f"rm -rf {place} && mkdir {place} && tar -C {place} -xzf /tmp/payload.tar && rm /tmp/payload.tar"
+    vm.run(unpack, check=True)
+
+
+def install(vm: Machine, tree: Path) -> None:
+    """Put a payload tree into the guest and install it by hand, without an engine."""
+    upload(vm, tree, "/tmp/tree")
     vm.run(f"{NVIDIAD} install /tmp/tree", check=True)
 
 
@@ -126,6 +140,7 @@ def wait_phase(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> dict[
             document: dict[str, Any] = json.loads(done.out)
             if document["phase"] == phase:
                 return document
+        time.sleep(POLL_SECONDS)
     raise AssertionError(f"not {phase} within {seconds:.0f} s; last: {told}\n{vm.last_words()}")
 
 

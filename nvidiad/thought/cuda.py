@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA: what is to be done until the configured one is current; it comes last and holds nothing up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns import naming
+from nvidiad.nouns.model import Build, Kind
+from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import CudaFacts, Tree
+    from nvidiad.nouns.steps import Step
+    from nvidiad.thought.config import Settings
+
+
+def wanted(settings: Settings) -> Build | None:
+    """The CUDA that this host should have, if any."""
+    version = settings.cuda.version
+    return Build(version, "", "", kind=Kind.CUDA) if version and settings.cuda.repository else None
+
+
+def reference(build: Build, settings: Settings) -> str:
+    """The image of the wanted CUDA."""
+    return f"{settings.cuda.repository}:{naming.image_tag(settings.cuda.tag, build)}"
+
+
+def retry_key(image: str) -> str:
+    """What a failure on the way from this image to `current` is remembered under."""
+    return f"cuda {image}"
+
+
+def steps(facts: CudaFacts, build: Build, settings: Settings) -> tuple[Step, ...]:
+    """Fetch it where it is not on disk and let `current` name it; nothing where it does."""
+    tree = next((tree for tree in facts.trees if tree.build == build), None)
+    if tree and tree.path == facts.current:
+        return ()
+    image, root = reference(build, settings), settings.install.root
+    place = tree.path if tree else str(naming.tree_path(root, build))
+    fetch: tuple[Step, ...] = () if tree else (PullImage(image, build), InstallTree(image, build))
+    return (*fetch, SelectTree(place, str(naming.current_path(root, Kind.CUDA))))
+
+
+def expendable(facts: CudaFacts, build: Build | None) -> tuple[Tree, ...]:
+    """The trees that are neither current nor wanted."""
+    return tuple(tree for tree in facts.trees if tree.path != facts.current and tree.build != build)
