@@ -88,8 +88,9 @@ def owner(cgroup: str) -> str:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         paths[controllers] = path
-    # systemd's own hierarchy on cgroup v1, the only one on v2
-    path = paths.get("name=systemd") or paths.get("") or next(iter(paths.values()), "")
+    # systemd's own hierarchy on cgroup v1, the only one on v2; one that nobody uses has all in its root
+    known = (paths.get("name=systemd"), paths.get(""), *paths.values())
+    path = next((path for path in known if path and path != "/"), "")
     parts = [part for part in path.split("/") if part]
     words: list[str] = []
     for part in reversed(parts):

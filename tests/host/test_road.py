@@ -7,7 +7,7 @@ import json
 import tempfile
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -400,6 +400,17 @@ def test_units_named_by_the_configuration_are_gated_and_let_go_again(ready: Host
 
     road.configure(host, road.configuration(units={"gated": gated}))
     host.wait(lambda: gates() == dict.fromkeys(gated, True), "all are gated")
+
+    def states(document: dict[str, Any]) -> dict[str, str]:
+        return {unit["name"]: unit["active"] for unit in document["units"]}
+
+    # Units that came with the configuration are listened to like those that were there from the start.
+    host.systemctl("start", "slurmd.service")
+    road.wait_status(host, lambda d: states(d).get("slurmd.service") == "active", "slurmd is seen to be up")
+    host.systemctl("stop", "slurmd.service")
+    road.wait_status(
+        host, lambda d: states(d).get("slurmd.service") == "inactive", "slurmd is seen to be down"
+    )
     document = road.wait_status(
         host, lambda d: sum(u["gated"] for u in d["units"]) == 3, "three gated units"
     )
@@ -434,6 +445,7 @@ def test_a_kubelet_that_gave_up_before_the_driver_was_there_is_started_when_it_i
     assert host.state(KUBELET) == "failed"
     road.publish(host)
     road.wait_ready(host)
+    host.wait(lambda: len(road.witnessed(host)) == 2, "the kubelet has written down what it found")
     assert [bool(entry["driver"]) for entry in road.witnessed(host)] == [False, True]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA as the second kind of bundle: planned after the driver, told, refused by name, laid down beside it."""
+"""CUDA as the second kind of bundle: planned after the driver, told, refused by name, put beside it."""
 
 from __future__ import annotations
 
