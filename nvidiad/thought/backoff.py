@@ -25,7 +25,7 @@ def delay(count: int, *, initial: float, maximum: float, seed: str) -> float:
 def wait(attempt: Attempt, now: float, *, initial: float, maximum: float, seed: str) -> float:
     """Seconds until the attempt may be repeated, 0 when it is due.
 
-    A clock that was set back must not hold anything: a try in the future tells nothing of how long ago it was.
+    A clock that was set back must not hold anything: a try in the future does not say how long ago it was.
     """
     if attempt.last > now:
         return 0.0

@@ -124,7 +124,8 @@ def test_it_is_tried_again_when_it_is_due() -> None:
 
 
 def test_a_clock_set_back_holds_nothing() -> None:
-    assert steps(decide(f.host(f.bare(), units=f.DOWN), memory=tried(f.IMAGE, last=NOW + 10_000_000))) == PULL
+    memory = tried(f.IMAGE, last=NOW + 10_000_000)
+    assert steps(decide(f.host(f.bare(), units=f.DOWN), memory=memory)) == PULL
 
 
 def test_when_missing_start_lets_the_gated_units_go() -> None:
