@@ -118,6 +118,10 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
         return bring_up
     if find_tree(facts.driver, settings) is None:
         return _fetch_plan(facts, settings, memory, now)
+    if bring_up.problem and bring_up.problem.code is Code.VERMAGIC_MISMATCH:
+        # A tree that says it fits and does not, left by a kill between its installation and the check: the
+        # image may have been mended since.
+        return replace(_fetch_plan(facts, settings, memory, now), problem=bring_up.problem)
     if bring_up.problem:
         return replace(bring_up, problem=_with_holders(bring_up.problem, facts))
     return _bring_up_plan(facts, settings, memory, now, bring_up)

@@ -47,17 +47,17 @@ DAEMON = (
     *(Kill("run", "start-unit", at) for at in ("before", 0.1, "after")),
     *(Kill("run", "start-unit", at, 2) for at in ("before", "after")),
 )
-# The tree is on disk, nothing else is.
+# The tree is on disk, nothing else is. After one step is before the next.
 ACTIVATION = (
     *(Kill("activate", "select-tree", at) for at in ("before", "change 1", "change 2", "after")),
-    *(Kill("activate", "configure-linker", at) for at in ("before", "change 1", "change 2", "after")),
-    *(Kill("activate", "refresh-linker-cache", at) for at in ("before", "change 1", 0.005, "after")),
-    *(Kill("activate", "set-firmware-path", at) for at in ("before", "change 1", "after")),
-    *(Kill("activate", "load-host-modules", at) for at in ("before", "after")),
-    *(Kill("activate", "load-module", at) for at in ("before", "change 1", "after")),
+    *(Kill("activate", "configure-linker", at) for at in ("change 1", "change 2", "after")),
+    *(Kill("activate", "refresh-linker-cache", at) for at in ("change 1", 0.005, "after")),
+    *(Kill("activate", "set-firmware-path", at) for at in ("change 1", "after")),
+    *(Kill("activate", "load-host-modules", at) for at in ("after",)),
+    *(Kill("activate", "load-module", at) for at in ("change 1", "after")),
     *(Kill("activate", "load-module", "after", nth) for nth in (2, 3)),
-    *(Kill("activate", "make-nodes", at) for at in ("before", "change 2", "change 7", "after")),
-    *(Kill("activate", "check-driver", at) for at in ("before", "after")),
+    *(Kill("activate", "make-nodes", at) for at in ("change 2", "change 7", "after")),
+    *(Kill("activate", "check-driver", at) for at in ("after",)),
 )
 # Everything is in force, and somebody stops nvidia.service.
 DEACTIVATION = (

@@ -344,6 +344,17 @@ def test_ten_events_while_a_look_is_under_way_make_one_more_look(ready: Host) ->
     road.wait_ready(host)
 
 
+def test_what_is_logged_reaches_a_journal_that_was_restarted(ready: Host) -> None:
+    host = ready
+    host.systemctl("restart", "systemd-journald.service")
+    host.run("rm", "/dev/nvidia0", check=True)
+    host.nvidiad("reconcile", check=True)
+    host.wait(lambda: host.exists("/dev/nvidia0"), "the node is back")
+    plans = "journalctl -b -u nvidiad.service -o cat | grep -c 'missing: make the device nodes'"
+    host.wait(lambda: int(host.run(plans).out) >= 1, "nvidiad's word is in the journal")
+    road.wait_ready(host)
+
+
 def test_an_idle_nvidiad_does_not_look(ready: Host) -> None:
     host = ready
     before = settle(host)

@@ -271,6 +271,24 @@ def test_a_tree_that_was_removed_is_pulled_again_and_the_kubelet_stays(ready: Ho
     assert road.main_pid(host, KUBELET) == pid
 
 
+def test_a_module_in_use_survives_a_restart_of_its_unit(ready: Host) -> None:
+    host = ready
+    before, nodes = road.modules(host), road.nodes(host)
+    host.kmod_busy("nvidia_uvm", "nvidia_modeset")
+    held = road.modules(host)
+    host.systemctl("restart", "nvidia.service", check=False)
+    road.wait_ready(host)
+    assert road.modules(host) == held
+    assert road.nodes(host) == nodes
+    assert [
+        call["argv"][1] for call in host.kmod_log() if call["argv"][0] == "rmmod" and call["rc"] == 0
+    ] == []
+    road.journal_time(host, "nvidia.service", "is in use by", last=True)
+    host.kmod_busy()
+    assert road.modules(host) == before
+    host.wait(lambda: host.state(KUBELET) == "active", "the kubelet is back")
+
+
 def test_the_linker_cache_is_put_right(ready: Host) -> None:
     host = ready
     before = road.linker(host)
@@ -449,6 +467,31 @@ def test_a_kubelet_that_gave_up_before_the_driver_was_there_is_started_when_it_i
     assert [bool(entry["driver"]) for entry in road.witnessed(host)] == [False, True]
 
 
+def test_a_kubelet_that_used_up_its_starts_gets_another_one_and_only_one(host: Host) -> None:
+    road.install(host)
+    quick = "[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=3\n[Service]\nRestartSec=50ms\n"
+    host.write("/etc/systemd/system/kubelet.service.d/60-quick.conf", quick)
+    host.write("/run/fail/kubelet.service", "")
+    host.run("mv /etc/systemd/system/kubelet.service.d/10-nvidia.conf /run/", check=True)
+    host.systemctl("daemon-reload")
+    host.systemctl("start", KUBELET, check=False)
+    host.wait(lambda: host.show(KUBELET, "NRestarts") == "3", "the kubelet is given up")
+    host.wait(lambda: host.state(KUBELET) == "failed", "the kubelet is given up")
+    road.journal_time(host, KUBELET, "Start request repeated too quickly")
+    assert len(road.witnessed(host)) == 3
+    # It fails with a driver, too: then that is its own affair, and its next three starts are systemd's.
+    road.put_tree(host)
+    host.systemctl("start", "nvidiad.service")
+    road.wait_phase(host, "ready")
+    host.wait(lambda: len(road.witnessed(host)) == 6, "three more starts")
+    host.wait(lambda: host.state(KUBELET) == "failed", "the kubelet is given up again")
+    looked = road.status(host)["looked"]
+    host.nvidiad("reconcile", check=True)
+    road.wait_status(host, lambda d: d["looked"] > looked, "another look")
+    assert len(road.witnessed(host)) == 6
+    assert "kubelet.service is failed" in road.status(host)["warnings"]
+
+
 def test_a_kubelet_that_a_person_stopped_stays_stopped(ready: Host) -> None:
     host = ready
     host.systemctl("stop", KUBELET)
@@ -544,6 +587,23 @@ def test_a_tree_is_installed_by_hand_from_an_image_and_from_a_directory(host: Ho
     assert host.state("nvidiad.service") == "inactive"
     host.systemctl("start", "nvidiad.service")
     road.wait_ready(host)
+
+
+def test_an_installation_by_hand_that_is_killed_leaves_nothing_that_counts(host: Host) -> None:
+    road.install(host)
+    with tempfile.TemporaryDirectory() as made:
+        host.put(road.payload(Path(made), *RELEASE, bulk=96 << 20), "/var/tmp/build")
+    place = host.path(f"/opt/nvidia/{road.DRIVER}")
+    with host.popen("/opt/nvidiad/bin/nvidiad", "install", "/var/tmp/build") as killed:
+        host.wait(lambda: list(place.glob(".*.partial")), "the tree is being laid down")
+        host.end(killed)
+        killed.communicate()
+    assert [path.name for path in place.iterdir()] == [f".{RELEASE[0]}.partial"]
+    assert host.nvidiad("list", "--json=short", check=True).json() == []
+    installed = host.nvidiad("install", "/var/tmp/build", check=True).out.strip()
+    assert [path.name for path in place.iterdir()] == [RELEASE[0]]
+    host.systemctl("start", "nvidiad.service")
+    assert road.wait_ready(host)["driver"]["current"] == installed
 
 
 def test_the_daemon_takes_up_what_was_installed_by_hand(host: Host) -> None:

@@ -190,3 +190,14 @@ def test_warnings_name_units_that_failed() -> None:
 def test_the_plan_depends_on_nothing_but_its_arguments() -> None:
     facts = f.host(f.bare(), units=f.DOWN)
     assert decide(facts, memory=tried(f.IMAGE)) == decide(replace(facts), memory=tried(f.IMAGE))
+
+
+def test_a_tree_whose_modules_do_not_fit_is_fetched_again_and_named_meanwhile() -> None:
+    misfit = f.host(
+        f.installed(wanted_modules=(f.module("nvidia", kernel="5.1.0"), *f.MODULES[1:])), units=f.DOWN
+    )
+    assert steps(decide(misfit)) == PULL
+    waiting = decide(misfit, memory=tried(f.IMAGE))
+    assert waiting.steps == ()
+    assert waiting.problem is not None and waiting.problem.code is Code.VERMAGIC_MISMATCH
+    assert planner.assess(misfit, f.settings(), waiting, now=NOW).phase is Phase.WAITING

@@ -133,7 +133,7 @@ def test_module_of_the_other_kernel_is_refused_before_insmod(
     assert f"has vermagic '{bed_kernels.b.release} " in told
     assert f"this host runs kernel '{bed_kernels.a.release}'" in told
     vm.run("systemctl start nvidiad", check=True)
-    document = road.wait_phase(vm, "blocked")
+    document = road.wait_phase(vm, "waiting")
     assert document["problem"]["code"] == "vermagic-mismatch"
     assert bed_kernels.a.release in document["summary"] and bed_kernels.b.release in document["summary"]
     assert vm.run("test -e /sys/module/nvidia").rc == 1
