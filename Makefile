@@ -43,6 +43,7 @@ install:
 	$(DESTDIR)$(PREFIX)/bin/pip install --quiet .
 	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"
+	tools/install-man.sh "$(DESTDIR)$(PREFIX)/share/man"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
