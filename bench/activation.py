@@ -36,7 +36,9 @@ CASES = {
 }
 FLOOR_FACTOR = 1.5
 LOADED = """
-for module in nvidia nvidia_uvm nvidia_modeset; do grep -q "^live" /sys/module/$module/initstate || exit 1; done
+for module in nvidia nvidia_uvm nvidia_modeset; do
+  grep -q "^live" /sys/module/$module/initstate || exit 1
+done
 ldconfig -p | grep -q libcuda.so.1 || exit 2
 """
 NODES = "ls /dev/nvidiactl /dev/nvidia0 /dev/nvidia-modeset /dev/nvidia-uvm /dev/nvidia-uvm-tools"
@@ -75,7 +77,7 @@ def roads() -> Iterator[Road]:
 
 def measure(rounds: int, again: int, say: Callable[[str], None]) -> Part:
     """Measure every road once a round, each in a fresh clone of one frozen host."""
-    with tempfile.TemporaryDirectory(prefix="nvidiad-bench-", dir="/var/tmp") as made:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="nvidiad-bench-", dir="/var/tmp") as made:
         folder = Path(made)
         frozen = prepare(folder)
         measured = {each.name: Measured() for each in roads()}
@@ -130,7 +132,7 @@ def travel(machine: Machine, each: Road, times: int) -> list[float]:
 
 
 def arrive(machine: Machine, each: Road) -> float:
-    """Start the kubelet with nothing in force; the seconds on the guest's clock, as its systemd noted them."""
+    """Start the kubelet with nothing in force; the seconds that its systemd noted."""
     machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
     machine.run("systemctl start kubelet", 300, check=True)
     machine.run(each.proof, check=True)

@@ -30,6 +30,8 @@ def measure(seconds: float, say: Callable[[str], None]) -> Part:
     figures: list[Figure] = []
     notes: list[str] = []
     with ready() as host:
+        # A Python of the bed, with which the daemon would share the pages of the interpreter.
+        host.systemctl("stop", "update-engine.service")
         for name in ("after a pull", "after a restart"):
             if figures:
                 host.systemctl("restart", "nvidiad.service")
@@ -98,6 +100,8 @@ def rollup(text: str) -> dict[str, float]:
 
 def explain(name: str, memory: Mapping[str, float], threads: int) -> str:
     kinds = ", ".join(
-        f"{key} {memory[key]:.1f}" for key in ("Rss", "Pss_Anon", "Pss_File", "Private_Dirty") if key in memory
+        f"{key} {memory[key]:.1f}"
+        for key in ("Rss", "Pss_Anon", "Pss_File", "Private_Dirty")
+        if key in memory
     )
     return f"{name}: MB: {kinds}; threads: {threads}"

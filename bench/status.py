@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""(b) The processor time of `nvidiad status` against `python3 -c pass`, with a live daemon in the host bed."""
+"""(b) The processor time of `nvidiad status` against `python3 -c pass`, beside a live daemon."""
 
 from __future__ import annotations
 
@@ -58,6 +58,5 @@ def meter(host: Host, repeat: int) -> dict[str, tuple[float, ...]]:
     done = host.run(PYTHON, "-c", _METER, commands, str(repeat), timeout=600, check=True)
     lists: list[list[float]] = json.loads(done.out)
     return {
-        name: tuple(1000 * each for each in samples)
-        for name, samples in zip(COMMANDS, lists, strict=True)
+        name: tuple(1000 * each for each in samples) for name, samples in zip(COMMANDS, lists, strict=True)
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs `nvidiad activate` and says on standard error when its parts began, in microseconds of the monotonic clock."""
+"""Runs `nvidiad activate` and says when its parts began, in microseconds of the monotonic clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ imported = time.monotonic_ns()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import DriverFacts, Plan, Report
+    from nvidiad.nouns.model import DriverFacts
+    from nvidiad.nouns.plan import Plan, Report
     from nvidiad.thought.config import Settings
     from nvidiad.verbs.ports import DriverPorts
 
@@ -34,7 +35,7 @@ def timed_look(ports: DriverPorts, settings: Settings) -> DriverFacts:
 
 
 class TimedEngine(engine.DriverEngine):
-    def execute(self, plan: Plan, **more: object) -> Report:  # type: ignore[override]
+    def execute(self, plan: Plan, **more: object) -> Report:
         times["execute"] = time.monotonic_ns()
         report = super().execute(plan)
         times["executed"] = time.monotonic_ns()

@@ -283,7 +283,7 @@ class Machine:
         else:
             shutil.copy2(source, target)
 
-    def wait(self, condition: Callable[[], object], what: str, timeout: float = 20) -> float:
+    def wait(self, condition: Callable[[], object], what: str, timeout: float = 60) -> float:
         """Wait until the condition holds; the seconds that took."""
         begun = time.monotonic()
         while not condition():

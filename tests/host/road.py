@@ -35,7 +35,7 @@ SOCKET = "/run/nvidiad/io.nvidiad"
 UNITS = ("nvidiad.service", "nvidia.service", "nvidia-persistenced.service", "kubelet.service")
 NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
 # What a test waits for comes by an event, so it does not look at the clock before this is over.
-PATIENCE = 30.0
+PATIENCE = 60.0
 _NEW_NET = 0x40000000  # CLONE_NEWNET of setns(2)
 
 _WITNESS = """\

@@ -59,9 +59,14 @@ def wait_problem(host: Host, code: str, *words: str) -> dict[str, Any]:
     assert problem["remedy"]
     assert document["next_try"] is not None
     assert_held(host)
-    shown = host.nvidiad("status")
-    assert shown.rc == 4
-    assert f"[{code}]" in shown.out or code in shown.out
+
+    def told() -> bool:
+        shown = host.nvidiad("status")
+        assert shown.rc == 4
+        return code in shown.out
+
+    # Not at every instant: a try under way is told as what it is.
+    host.wait(told, f"the text names {code}", road.PATIENCE)
     return document
 
 

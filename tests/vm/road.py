@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests and the demo do on the road in the VM: configure, publish images, wait for a phase, tell times."""
+"""What tests and the demo do on the road in the VM: configure, publish, install, wait for a phase."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def payload(
     compiled_for: Kernel | None = None,
     bulk: int = 0,
 ) -> Path:
-    """A payload tree for a slot's OS release and a kernel, with stand-in modules compiled for it or another."""
+    """A payload tree for a slot's OS release and a kernel; its modules may be compiled for another one."""
     release = RELEASES[slot]
     folder.mkdir(parents=True, exist_ok=True)
     return builder.payload(
@@ -97,8 +97,8 @@ def upload(vm: Machine, tree: Path, place: str) -> None:
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as tar:
         tar.add(tree, arcname=".")
     vm.put(out.getvalue(), "/tmp/payload.tar")
-    unpack = f"rm -rf {place} && mkdir {place} && tar -C {place} -xzf /tmp/payload.tar && rm /tmp/payload.tar"
-    vm.run(unpack, check=True)
+    unpack = f"tar -C {place} -xzf /tmp/payload.tar && rm /tmp/payload.tar"
+    vm.run(f"rm -rf {place} && mkdir {place} && {unpack}", check=True)
 
 
 def install(vm: Machine, tree: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation on a real kernel: what it makes, what it refuses before insmod, and that it takes all of it back."""
+"""Activation on a real kernel: what it makes, what it refuses before insmod, how it is undone."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_nodes_have_the_kernels_numbers(driven: Machine) -> None:
     found = driven.output("stat -c '%n %Hr %Lr %a %F' /dev/nvidia*").splitlines()
     nodes = {}
     for line in found:
-        name, major, minor, mode, kind = line.split(" ", 4)
-        nodes[name] = (int(major), int(minor))
+        name, *numbers, mode, kind = line.split(" ", 4)
+        nodes[name] = (int(numbers[0]), int(numbers[1]))
         assert (mode, kind) == ("666", "character special file"), line
     assert nodes == wanted
     for name, (major, minor) in wanted.items():

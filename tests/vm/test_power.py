@@ -67,7 +67,9 @@ def check_converged(vm: Machine) -> None:
     assert "libcuda.so.1 " in vm.output("ldconfig -p")
 
 
-def test_power_cuts_during_an_installation_by_hand(vm: Machine, bed_kernels: Kernels, tmp_path: Path) -> None:
+def test_power_cuts_during_an_installation_by_hand(
+    vm: Machine, bed_kernels: Kernels, tmp_path: Path
+) -> None:
     road.configure(vm)
     # Big enough that copying, hashing and syncing take longer than Python's start.
     tree = road.payload(tmp_path, "A", bed_kernels.a, bulk=24 << 20)
