@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -124,12 +125,15 @@ def witnessed(host: Host, unit: str = "kubelet.service") -> list[dict[str, str]]
     return [entry for entry in found if entry["unit"] == unit]
 
 
+def wait_witnessed(host: Host, starts: int, unit: str = "kubelet.service") -> list[dict[str, str]]:
+    """Wait for this many starts: what a unit found it writes itself, a moment after systemd has it up."""
+    host.wait(lambda: len(witnessed(host, unit)) >= starts, f"{unit} has started {starts} times")
+    return witnessed(host, unit)
+
+
 def assert_never_early(host: Host, unit: str = "kubelet.service", *, starts: int | None = None) -> None:
     """Whenever the unit started, module, nodes, current and library were there, of one driver."""
-    if starts:
-        # What it found is written by the unit itself, which is up a moment earlier.
-        host.wait(lambda: len(witnessed(host, unit)) >= starts, f"{unit} has started {starts} times")
-    found = witnessed(host, unit)
+    found = wait_witnessed(host, starts or 0, unit)
     for entry in found:
         assert entry["driver"], f"{unit} started before the module: {found}"
         assert entry["current"].startswith(f"{entry['driver']}/"), found
@@ -328,30 +332,38 @@ def nodes(host: Host) -> dict[str, str]:
     dev = host.path("/dev")
     found: dict[str, str] = {}
     for path in (*dev.glob("nvidia*"), *dev.glob(".*nvidia*")):
-        entry = path.lstat()
-        device = f"{os.major(entry.st_rdev)}:{os.minor(entry.st_rdev)}"
-        found[path.name] = f"{stat.filemode(entry.st_mode)} {device} {entry.st_uid}:{entry.st_gid}"
+        with contextlib.suppress(FileNotFoundError):
+            entry = path.lstat()
+            device = f"{os.major(entry.st_rdev)}:{os.minor(entry.st_rdev)}"
+            found[path.name] = f"{stat.filemode(entry.st_mode)} {device} {entry.st_uid}:{entry.st_gid}"
     for path in (dev / "char").iterdir() if (dev / "char").is_dir() else ():
-        target = os.readlink(path)  # noqa: PTH115
-        if "nvidia" in target or path.name.startswith("."):
-            found[f"char/{path.name}"] = target
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(path)  # noqa: PTH115
+            if "nvidia" in target or path.name.startswith("."):
+                found[f"char/{path.name}"] = target
     return found
 
 
 def listing(top: Path, *, without: tuple[str, ...] = ()) -> dict[str, str]:
     """What is below a directory: type, mode, size or target of each entry."""
     found: dict[str, str] = {}
-    for path in sorted(top.rglob("*")) if top.is_dir() else ():
-        name = path.relative_to(top).as_posix()
-        if name.startswith(without or ("\0",)):
-            continue
-        entry = path.lstat()
-        kind = stat.filemode(entry.st_mode)
-        if path.is_symlink():
-            found[name] = f"{kind} -> {os.readlink(path)}"  # noqa: PTH115
-        else:
-            found[name] = kind if path.is_dir() else f"{kind} {entry.st_size}"
-    return found
+    for directory, folders, files in os.walk(top):
+        for path in (Path(directory) / name for name in (*folders, *files)):
+            name = path.relative_to(top).as_posix()
+            if name.startswith(without or ("\0",)):
+                continue
+            # What goes while it is looked at is not there.
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = _described(path)
+    return dict(sorted(found.items()))
+
+
+def _described(path: Path) -> str:
+    entry = path.lstat()
+    kind = stat.filemode(entry.st_mode)
+    if stat.S_ISLNK(entry.st_mode):
+        return f"{kind} -> {os.readlink(path)}"  # noqa: PTH115
+    return kind if stat.S_ISDIR(entry.st_mode) else f"{kind} {entry.st_size}"
 
 
 def modules(host: Host) -> dict[str, dict[str, object]]:

@@ -116,10 +116,17 @@ class Victim:
         except CommandError as error:
             pytest.fail(f"{error}\n{road.story(self.host)}", pytrace=False)
 
+    def _look(self) -> dict[str, object]:
+        try:
+            return road.end_state(self.host)
+        except FileNotFoundError as error:
+            # It changes while it is looked at.
+            return {"missing": str(error)}
+
     def wait_whole(self, *, gated: bool = True) -> None:
         """Wait until the host is as an undisturbed one; no gated unit was early on the way."""
         deadline = time.monotonic() + _SECONDS
-        while (now := road.end_state(self.host)) != self.whole:
+        while (now := self._look()) != self.whole:
             if time.monotonic() > deadline:
                 print(road.story(self.host))
                 assert now == self.whole
@@ -280,4 +287,4 @@ def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     host.power_cut()
     # A gate that was not yet written cannot hold anything at the next boot.
     victim.wait_whole(gated=kill.step != "write-gates")
-    assert len(road.witnessed(host)) == 1
+    assert len(road.wait_witnessed(host, 1)) == 1

@@ -189,7 +189,7 @@ def test_when_missing_is_start_the_kubelet_runs_without_a_driver_and_the_driver_
     document = road.wait_phase(host, "waiting", code="image-missing")
     assert document["driver"]["loaded"] is None
     pid = road.main_pid(host, KUBELET)
-    assert [entry["driver"] for entry in road.witnessed(host)] == [""]
+    assert [entry["driver"] for entry in road.wait_witnessed(host, 1)] == [""]
     road.publish(host)
     road.wait_ready(host)
     assert road.main_pid(host, KUBELET) == pid
@@ -206,7 +206,7 @@ def test_when_missing_is_start_a_refused_module_is_tried_at_the_pace_of_the_back
         host, lambda d: (d["problem"] or {}).get("code") == "module-rejected", "refused"
     )
     assert document["next_try"] is not None
-    assert [entry["driver"] for entry in road.witnessed(host)] == [""]
+    assert [entry["driver"] for entry in road.wait_witnessed(host, 1)] == [""]
     road.wait_status(host, lambda d: d["attempts"] and d["attempts"][0]["count"] >= 3, "three attempts")
     tries = [call["t"] for call in host.kmod_log() if call["argv"][0] == "insmod"]
     # The first is systemd's, for the kubelet; nvidiad's waits are the upper half of 1 s and of 2 s.
@@ -463,8 +463,7 @@ def test_a_kubelet_that_gave_up_before_the_driver_was_there_is_started_when_it_i
     assert host.state(KUBELET) == "failed"
     road.publish(host)
     road.wait_ready(host)
-    host.wait(lambda: len(road.witnessed(host)) == 2, "the kubelet has written down what it found")
-    assert [bool(entry["driver"]) for entry in road.witnessed(host)] == [False, True]
+    assert [bool(entry["driver"]) for entry in road.wait_witnessed(host, 2)] == [False, True]
 
 
 def test_a_kubelet_that_used_up_its_starts_gets_another_one_and_only_one(host: Host) -> None:

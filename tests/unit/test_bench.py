@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bench.idle import rollup, voluntary, wake_ups
+from bench.idle import rollup, undivided, voluntary, wake_ups
 from bench.report import Figure, Part, Run, document, ratio, table
 
 ROLLUP = """\
@@ -16,6 +16,18 @@ Rss:               45000 kB
 Pss:               34000 kB
 Pss_Anon:          28000 kB
 Private_Dirty:     28000 kB
+"""
+SMAPS = """\
+00400000-0041f000 r--p 00000000 00:2a 1186   /usr/bin/python3.11
+Rss:                3000 kB
+Pss:                 500 kB
+VmFlags: rd mr mw me sd
+014a9000-01d4c000 rw-p 00000000 00:00 0      [heap]
+Rss:                 900 kB
+Pss:                 900 kB
+7f1c0000-7f1d0000 r-xp 00000000 00:2a 1187   /usr/lib/x86_64-linux-gnu/libc.so.6
+Rss:                1500 kB
+Pss:                 100 kB
 """
 STATUS = """\
 Name:\tnvidiad
@@ -85,6 +97,10 @@ def test_memory_is_read_in_megabytes() -> None:
     assert rollup(ROLLUP) == pytest.approx(
         {"Rss": 46.08, "Pss": 34.816, "Pss_Anon": 28.672, "Private_Dirty": 28.672}
     )
+
+
+def test_memory_is_that_of_the_only_python() -> None:
+    assert undivided(SMAPS) == pytest.approx((3000 + 900 + 100) * 1.024e-3)
 
 
 def test_wake_ups_are_those_since_then_of_all_threads() -> None:
