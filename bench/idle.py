@@ -100,8 +100,8 @@ def rollup(text: str) -> dict[str, float]:
 def undivided(text: str) -> float:
     """The PSS in MB from the text of a smaps, as it would be were this the only Python on the machine.
 
-    The bed's host has other Pythons, and so has whatever runs beside it: they share the interpreter's pages with
-    the daemon, which on a host of its own has nobody to share them with.
+    The bed's host has other Pythons, and so has whatever runs beside it: they share the interpreter's pages
+    with the daemon, which on a host of its own has nobody to share them with.
     """
     kilobytes, own = 0, False
     for line in text.splitlines():
