@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from tests.vm.kernels import kernels
 from tests.vm.machine import Frozen, Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 TITLE = "seconds from nvidia.service's start to the kubelet's release, tree on disk, VM bed"
 ROADS = Path(__file__).parent / "roads"
@@ -56,12 +57,22 @@ class Road:
     """What must succeed afterwards."""
 
 
+@dataclass(frozen=True)
+class Trip:
+    """What taking a road cost once."""
+
+    seconds: float
+    """From the start of nvidia.service to the kubelet's, on the guest's clock."""
+    work: float
+    """Processor seconds of the emulator around that: what else this machine does is not in them."""
+
+
 @dataclass
 class Measured:
-    """What one road took: right after a resume (nothing translated yet), and again on the same machine."""
+    """What one road cost: right after a resume (nothing translated yet), and again on the same machine."""
 
-    first: list[float] = field(default_factory=list)
-    again: list[float] = field(default_factory=list)
+    first: list[Trip] = field(default_factory=list)
+    again: list[Trip] = field(default_factory=list)
 
 
 def roads() -> Iterator[Road]:
@@ -88,16 +99,22 @@ def measure(rounds: int, again: int, say: Callable[[str], None]) -> Part:
                     first, *rest = travel(machine.resume(), each, 1 + again)
                 shutil.rmtree(folder / "clone")
                 measured[each.name].first.append(first)
-                measured[each.name].again += [statistics.median(rest)] if rest else []
-                say(f"(a) round {number + 1}/{rounds}: {each.name}: {first:.2f} s, then {short(rest)}")
+                measured[each.name].again += [middle(rest)] if rest else []
+                say(f"(a) round {number + 1}/{rounds}: {each.name}: {shown([first, *rest])}")
             with Machine(folder / "clone", frozen=frozen) as machine:
                 parts.append(breakdown(machine.resume()))
             shutil.rmtree(folder / "clone")
     return Part("a", TITLE, tuple(figures(measured)), tuple(explain(parts)))
 
 
-def short(seconds: list[float]) -> str:
-    return " ".join(f"{each:.2f}" for each in seconds)
+def shown(trips: list[Trip]) -> str:
+    return ", then ".join(f"{each.seconds:.2f} s (work {each.work:.2f} s)" for each in trips)
+
+
+def middle(trips: list[Trip]) -> Trip:
+    return Trip(
+        statistics.median(each.seconds for each in trips), statistics.median(each.work for each in trips)
+    )
 
 
 def prepare(folder: Path) -> Frozen:
@@ -121,8 +138,8 @@ def prepare(folder: Path) -> Frozen:
         return machine.freeze(folder / "frozen")
 
 
-def travel(machine: Machine, each: Road, times: int) -> list[float]:
-    """Take a road so many times; the seconds of each."""
+def travel(machine: Machine, each: Road, times: int) -> list[Trip]:
+    """Take a road so many times."""
     set_out(machine, each)
     taken = []
     for _ in range(times):
@@ -131,13 +148,24 @@ def travel(machine: Machine, each: Road, times: int) -> list[float]:
     return taken
 
 
-def arrive(machine: Machine, each: Road) -> float:
-    """Start the kubelet with nothing in force; the seconds that its systemd noted."""
+def arrive(machine: Machine, each: Road) -> Trip:
+    """Start the kubelet with nothing in force; the seconds are those that the guest's systemd noted."""
     machine.run(f"sh {THERE}/reset.sh {each.before}", check=True)
+    worked = emulated(machine)
     machine.run("systemctl start kubelet", 300, check=True)
+    worked = emulated(machine) - worked
     machine.run(each.proof, check=True)
     start = moment(machine, "nvidia.service", "InactiveExitTimestampMonotonic")
-    return (moment(machine, "kubelet.service", "ActiveEnterTimestampMonotonic") - start) / 1e6
+    end = moment(machine, "kubelet.service", "ActiveEnterTimestampMonotonic")
+    return Trip((end - start) / 1e6, worked)
+
+
+def emulated(machine: Machine) -> float:
+    """The processor seconds that the machine's QEMU has used."""
+    if machine._process is None:
+        raise RuntimeError("the machine is off")
+    stat = Path(f"/proc/{machine._process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def moment(machine: Machine, unit: str, name: str) -> int:
@@ -195,23 +223,39 @@ def journal_command() -> str:
 
 
 def figures(measured: Mapping[str, Measured]) -> Iterator[Figure]:
-    """Roads beside their floors; `again` after the same road was taken once on the same machine."""
-    for kind in ("first", "again"):
-        taken = {name: tuple(getattr(each, kind)) for name, each in measured.items()}
-        if not all(taken.values()):
+    """Roads beside their floors, by the guest's clock and by the emulator's work."""
+    for when, mark in (("first", ""), ("again", ", again")):
+        trips: dict[str, list[Trip]] = {name: getattr(each, when) for name, each in measured.items()}
+        if not all(trips.values()):
             continue
-        mark = "" if kind == "first" else ", again"
-        nothing, python = taken["true"], taken["python3 -c pass"]
-        start = tuple(max(0.0, one - other) for one, other in zip(python, nothing, strict=True))
-        yield Figure(f"Python's start{mark}", "s", start)
-        for name in CASES:
-            floor, ours = taken[f"floor, {name}"], taken[f"nvidiad, {name}"]
-            allowed = tuple(FLOOR_FACTOR * f + s for f, s in zip(floor, start, strict=True))
-            yield Figure(f"floor, {name}{mark}", "s", floor)
-            yield Figure(f"nvidiad, {name}{mark}", "s", ours, floor, allowed)
-        ours, ancestor = taken["nvidiad, overlay"], taken["ancestor"]
-        yield Figure(f"ancestor, overlay{mark}", "s", ancestor, taken["floor, overlay"])
-        yield Figure(f"nvidiad against the ancestor, overlay{mark}", "s", ours, ancestor)
+        seconds = {name: tuple(each.seconds for each in taken) for name, taken in trips.items()}
+        yield from compare(seconds, less(seconds["python3 -c pass"], seconds["true"]), mark)
+        # All that goes with the start of any unit, the question how far it is included, is in `true` too.
+        idle = tuple(each.work for each in trips["true"])
+        work = {
+            name: less(tuple(each.work for each in taken), idle)
+            for name, taken in trips.items()
+            if name != "true"
+        }
+        yield from compare(work, work["python3 -c pass"], f", work{mark}")
+
+
+def less(ones: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
+    # A clock's tick apart: nothing is divided by zero.
+    return tuple(max(0.01, one - other) for one, other in zip(ones, others, strict=True))
+
+
+def compare(taken: Mapping[str, tuple[float, ...]], start: tuple[float, ...], mark: str) -> Iterator[Figure]:
+    """The figures of one way to measure; `start` is what starting Python alone took."""
+    yield Figure(f"Python's start{mark}", "s", start)
+    for name in CASES:
+        floor, ours = taken[f"floor, {name}"], taken[f"nvidiad, {name}"]
+        allowed = tuple(FLOOR_FACTOR * f + s for f, s in zip(floor, start, strict=True))
+        yield Figure(f"floor, {name}{mark}", "s", floor)
+        yield Figure(f"nvidiad, {name}{mark}", "s", ours, floor, allowed)
+    ours, ancestor = taken["nvidiad, overlay"], taken["ancestor"]
+    yield Figure(f"ancestor, overlay{mark}", "s", ancestor, taken["floor, overlay"])
+    yield Figure(f"nvidiad against the ancestor, overlay{mark}", "s", ours, ancestor)
 
 
 def explain(parts: list[Mapping[str, float]]) -> Iterator[str]:
