@@ -346,7 +346,8 @@ def test_a_frozen_registry_is_noticed_in_time(bed: Bed) -> None:
             done = bed.act(f"{TLS}/nv:1", "pull", digest=bed.digest, stall=2)
             assert done["code"] == "registry-stalled", done
             assert 3 < done["seconds"] < 12
-            assert 0 < done["bytes"] < 36 << 20
+            # On a slow day nothing has come yet when it freezes.
+            assert done["bytes"] < 36 << 20
             assert done["told"] < 4 * done["seconds"] + 2
             done = bed.act(f"{TLS}/nv:1", stall=2)
             assert done["code"] == "registry-stalled", done

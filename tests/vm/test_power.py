@@ -100,13 +100,3 @@ def test_power_cuts_during_activation(vm: Machine, bed_kernels: Kernels, tmp_pat
         cut_after(vm, "true", 3 * duration)  # activation is under way by itself
     vm.boot("A")
     check_converged(vm)
-
-
-def test_power_cut_while_the_daemon_fetches(vm: Machine, bed_kernels: Kernels, tmp_path: Path) -> None:
-    road.configure(vm)
-    road.publish(vm, [road.payload(tmp_path, "A", bed_kernels.a)])
-    vm.run("systemctl enable -q kubelet nvidiad; sync", check=True)
-    cut_after(vm, "systemctl start nvidiad", 12)
-    vm.boot("A", target=EARLY)
-    print(check_nothing_half(vm))
-    check_converged(vm)
