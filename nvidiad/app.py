@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 RUNTIME = Path("run/nvidiad")
 STATE = Path("var/lib/nvidiad")
-# Reasons for which a host without a driver is in order, and its gated units may go.
-_FREEING = frozenset({Code.NO_GPU, Code.OTHER_OWNER})
 
 
 def read_settings(path: Path) -> Settings:
@@ -102,6 +100,7 @@ def connect() -> Bus:
 
 def activate(configuration: Path, root: Path, log: Log) -> int:
     """Bring the driver on disk into force; the exit status of nvidia.service."""
+    from nvidiad.thought.activation import FREEING
     from nvidiad.thought.activation import activate as plan_activation
     from nvidiad.verbs.engine import DriverEngine
     from nvidiad.verbs.observer import look_at_driver
@@ -114,7 +113,7 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
         plan = plan_activation(look_at_driver(ports, settings), settings)
         log.info("plan", what=plan.reason, steps=len(plan.steps))
         # Only what was found before anything was done frees: a step that failed leaves half a driver.
-        freed = plan.problem is not None and plan.problem.code in _FREEING
+        freed = plan.problem is not None and plan.problem.code in FREEING
         report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
         problem = plan.problem or report.problem
     except Failure as failure:
@@ -157,7 +156,7 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
 
 
 def _host_is_stopping(root: Path) -> bool:
-    """shutdown.target's job is the sign; asking systemd itself costs an import of 40 ms at every stop."""
+    """Asked through systemctl: talking to the bus ourselves costs an import of 40 ms at every stop."""
     from nvidiad.world import process
 
     if root != Path("/"):
@@ -187,7 +186,6 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
     import random
 
     from nvidiad import __version__
-    from nvidiad.nouns import errors
     from nvidiad.rim.board import Board
     from nvidiad.rim.daemon import Daemon, Surroundings
     from nvidiad.rim.server import Server
@@ -235,7 +233,7 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
     try:
         await server.start(sockets.get("varlink") or root / RUNTIME / "io.nvidiad")
     except OSError as error:
-        raise Permanent(errors.Code.INTERNAL, f"cannot serve on the socket: {error}") from error
+        raise Permanent(Code.INTERNAL, f"cannot serve on the socket: {error}") from error
     try:
         return await daemon.run()
     finally:
@@ -255,24 +253,25 @@ def _open_sources(settings: Settings) -> Sequence[Source]:
 
 def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable[[Progress], None]) -> str:
     """Do by hand what the daemon does: a tree from an image or from a directory; the path of the tree."""
+    from pathlib import PurePosixPath
+
+    from nvidiad.nouns import naming
     from nvidiad.nouns.manifest import labelled
     from nvidiad.nouns.plan import Plan
-    from nvidiad.nouns.steps import InstallTree, PullImage
+    from nvidiad.nouns.steps import InstallTree
     from nvidiad.verbs.engine import Engine
 
     settings = read_settings(configuration)
     if what.startswith((".", "/")):
         return driver_ports(settings, root).trees.install(Path(what), tell).path
     ports = all_ports(settings, root, None)
+    # By digest from here on: what the labels were read from is what is installed.
     digest = ports.images.resolve(what)
-    ports.images.pull(what, digest, tell)
-    build = labelled(ports.images.labels(what, digest))
-    plan = Plan(f"'{what}' is to be installed", (PullImage(what, build), InstallTree(what, build)))
+    pinned = what if "@" in what else f"{what}@{digest}"
+    ports.images.pull(pinned, digest, tell)
+    build = labelled(ports.images.labels(pinned, digest))
+    plan = Plan(f"'{what}' is to be installed", (InstallTree(pinned, build),))
     report = Engine(ports, log, seconds=time.monotonic, tell=tell).execute(plan)
     if report.problem:
         raise Permanent(report.problem.code, report.problem.sentence, report.problem.remedy)
-    from pathlib import PurePosixPath
-
-    from nvidiad.nouns import naming
-
     return str(naming.tree_path(PurePosixPath(ports.driver.trees.root), build))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nvidiad.thought.config import Settings
 
 LIBRARIES = "/usr/lib64"
+# Problems that leave the gated units nothing to wait for.
+FREEING = frozenset({Code.OTHER_OWNER})
 _HEADER = "# Written by nvidiad; see nvidiad(8).\n"
 # Drivers that keep a GPU from ours. vfio-pci is not among them: a card given to a guest is meant to be.
 _RIVALS = frozenset({"nouveau", "nova", "nova_core", "nova_drm"})

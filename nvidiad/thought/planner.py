@@ -12,7 +12,7 @@ from nvidiad.nouns.model import Kind, Phase, Problem
 from nvidiad.nouns.plan import CudaStatus, Plan, Status
 from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, SelectTree, StartUnit, WriteGates
 from nvidiad.thought import backoff, cuda
-from nvidiad.thought.activation import activate, choose_exposure, find_tree, named, wanted
+from nvidiad.thought.activation import FREEING, activate, choose_exposure, find_tree, named, wanted
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import HostFacts, Memory, UnitState
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 DRIVER_UNIT = "nvidia.service"
 PERSISTENCE_UNIT = "nvidia-persistenced.service"
-# Problems that leave the gated units nothing to wait for.
-_FREEING = frozenset({Code.OTHER_OWNER})
 # What a person cannot hurry: the change is there and waits for the next boot.
 _AFTER_REBOOT = frozenset({Code.DRIVER_MISMATCH, Code.MODULE_IN_USE})
 
@@ -112,7 +110,7 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
 
 def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     bring_up = activate(facts.driver, settings)
-    if not facts.driver.gpus or (bring_up.problem and bring_up.problem.code in _FREEING):
+    if not facts.driver.gpus or (bring_up.problem and bring_up.problem.code in FREEING):
         return replace(bring_up, steps=_start_steps(facts, settings))
     if bring_up.problem and bring_up.problem.code is Code.NOT_CONFIGURED:
         return bring_up

@@ -42,7 +42,6 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
     if tree is None:
         return facts
     # The rest can only be looked at where the wanted tree is.
-
     problem: Problem | None = None
     modules: tuple[ModuleFile, ...] = ()
     try:
