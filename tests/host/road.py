@@ -66,6 +66,17 @@ def booted(suite: str = SUITE, **arguments: Any) -> Iterator[Host]:
         shutil.rmtree(base, ignore_errors=True)
 
 
+@contextmanager
+def in_force() -> Iterator[Host]:
+    """A host with the driver pulled, installed and in force."""
+    with booted() as host:
+        install(host)
+        publish(host)
+        host.systemctl("start", "nvidiad.service")
+        wait_ready(host)
+        yield host
+
+
 # -- configuration ---------------------------------------------------------------------------------
 
 

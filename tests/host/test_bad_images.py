@@ -106,11 +106,7 @@ def publish(host: Host, bad: Bad, version: str = RELEASE[0], driver: str = NEW) 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Host]:
     """A host with driver 535.309.01 in force."""
-    with road.booted() as host:
-        road.install(host)
-        road.publish(host)
-        host.systemctl("start", "nvidiad.service")
-        road.wait_ready(host)
+    with road.in_force() as host:
         yield host
 
 

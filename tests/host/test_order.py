@@ -26,11 +26,7 @@ PERSISTENCED = "nvidia-persistenced.service"
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Host]:
     """One host with everything in force, for the tests that leave it so."""
-    with road.booted() as host:
-        road.install(host)
-        road.publish(host)
-        host.systemctl("start", "nvidiad.service")
-        road.wait_ready(host)
+    with road.in_force() as host:
         yield host
 
 

@@ -29,11 +29,7 @@ PERSISTENCED = "nvidia-persistenced.service"
 @pytest.fixture(scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[Host]:
     """One host with everything in force for all tests that leave it as they found it."""
-    with road.booted() as host:
-        road.install(host)
-        road.publish(host)
-        host.systemctl("start", "nvidiad.service")
-        road.wait_ready(host)
+    with road.in_force() as host:
         yield host
 
 
