@@ -28,7 +28,9 @@ $(VENV)/.ready: setup.cfg
 demo: $(VENV)/.ready
 	$(BIN)/python -m tests.vm.demo
 
+# Tools that single tests skip without.
 test: $(VENV)/.ready
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready

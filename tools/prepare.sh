@@ -1,9 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Install what building nvidiad's own dependencies needs, where it is missing (the beds install their own).
+# Install what building nvidiad's own dependencies needs, and the packages named, where they are missing (the beds
+# install their own).
 set -eu
 missing=
-for package in make gcc libc6-dev python3-dev python3-venv libsystemd-dev pkg-config; do
+for package in make gcc libc6-dev python3-dev python3-venv libsystemd-dev pkg-config "$@"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 [ -z "$missing" ] && exit 0

@@ -292,16 +292,15 @@ def _pip_settings() -> dict[str, str]:
 
 
 def _local_places(settings: Mapping[str, str]) -> list[Path]:
-    """Directories of this machine that pip's settings name as places to find packages in."""
-    words = " ".join(
-        settings.get(name, "") for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
-    )
+    """Files and directories of this machine that pip's settings name."""
+    names = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT")
+    words = " ".join(settings.get(name, "") for name in names)
     paths = [
         Path(word.removeprefix("file://")) for word in words.split() if word.startswith(("/", "file:///"))
     ]
     # An index names its files relative to itself, often beside it.
     wider = [path.parent if path.name == "simple" else path for path in paths]
-    return [path for path in dict.fromkeys(wider) if path.is_dir()]
+    return [path for path in dict.fromkeys(wider) if path.exists()]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.beds.common import require
 from tests.payload import elf
 from tests.payload.builder import image_labels
 
@@ -54,13 +55,20 @@ _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 _OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
+def _static_busybox() -> bytes:
+    """This machine's BusyBox, nothing where it has none or one that needs libraries."""
+    found = shutil.which("busybox")
+    busybox = Path(found).read_bytes() if found else b""
+    return busybox if busybox and elf.is_static(busybox) else b""
+
+
 @cache
 def base_files() -> Mapping[str, bytes | str]:
     """The files of a base image of this machine's BusyBox (bytes) and links to it (str), by path."""
-    found = shutil.which("busybox")
-    busybox = Path(found).read_bytes() if found else b""
-    if not busybox or not elf.is_static(busybox):
-        raise RuntimeError("there is no static BusyBox on this machine: apt-get install busybox-static")
+    busybox = _static_busybox()
+    if not busybox:
+        require("busybox-static")
+        busybox = _static_busybox()
     listed = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
     files: dict[str, bytes | str] = {"bin/busybox": busybox}
     files |= {f"bin/{applet}": "busybox" for applet in APPLETS}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -237,6 +238,7 @@ def test_kernel_that_takes_no_more_modules(programs: Path, tmp_path: Path) -> No
 
 
 @needs_root
+@pytest.mark.skipif(shutil.which("insmod") is None, reason="kmod is not installed")
 def test_real_insmod_of_a_missing_file(tmp_path: Path) -> None:
     absent = ModuleFile("nvidia", str(tmp_path / "absent.ko"), "", VERMAGIC, ())
     with pytest.raises(Failure) as caught:
