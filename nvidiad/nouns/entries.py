@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Permanent
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,8 +28,7 @@ _FILE_FIELDS = ("path", "type", "mode", "size", "sha256")
 _LINK_FIELDS = ("path", "type", "target")
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(Value):
     """A regular file of a tree."""
 
     path: str
@@ -38,8 +37,7 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class LinkEntry:
+class LinkEntry(Value):
     """A symbolic link of a tree; it never leads out of it."""
 
     path: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from nvidiad.nouns import naming
@@ -25,6 +24,7 @@ from nvidiad.nouns.entries import (
 )
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Build, Flavour, Kind
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +45,7 @@ _FIELDS = (
 _CUDA_FIELDS = ("schema", "kind", "version", "architecture", "files")
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Value):
     """The identity of a build and everything that its tree consists of; `cuda` makes one of CUDA."""
 
     driver: str

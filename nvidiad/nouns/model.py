@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from nvidiad.nouns.errors import Code, Failure
@@ -45,8 +46,7 @@ class Phase(StrEnum):
     BLOCKED = "blocked"
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Value):
     """An OS version, as os-release names it (os-release(5): ID, VERSION_ID or VERSION)."""
 
     id: str
@@ -54,8 +54,7 @@ class Release:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(Value):
     """A driver for one OS release, or one CUDA for all of them: the identity of an image and of a tree."""
 
     driver: str
@@ -71,8 +70,7 @@ class Build:
         return f"{self.os_version}-{self.driver}" + (f"-{self.product}" if self.product else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Value):
     """An NVIDIA PCI function of class display, 3D or NVSwitch bridge."""
 
     address: str
@@ -82,8 +80,7 @@ class Gpu:
     """The kernel driver bound to it, if any."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleFile:
+class ModuleFile(Value):
     """A kernel module in a tree, as its .modinfo section describes it."""
 
     name: str
@@ -100,8 +97,7 @@ class ModuleFile:
         return self.vermagic.partition(" ")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(Value):
     """A complete build on disk."""
 
     path: str
@@ -113,8 +109,7 @@ class Tree:
     firmware: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModule:
+class LoadedModule(Value):
     """A module in the kernel, from /sys/module/NAME."""
 
     name: str
@@ -123,8 +118,7 @@ class LoadedModule:
     holders: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Value):
     """A process that keeps an NVIDIA device open, and the unit or container it belongs to."""
 
     pid: int
@@ -132,8 +126,7 @@ class Holder:
     unit: str
 
 
-@dataclass(frozen=True, slots=True)
-class LinkerFacts:
+class LinkerFacts(Value):
     """What the dynamic linker knows of the driver."""
 
     configuration: str | None
@@ -142,8 +135,7 @@ class LinkerFacts:
     """Libraries of the wanted tree that the cache does not name."""
 
 
-@dataclass(frozen=True, slots=True)
-class MountFacts:
+class MountFacts(Value):
     """The part of the mount table that exposure depends on."""
 
     overlay_lower: tuple[str, ...] | None
@@ -154,8 +146,7 @@ class MountFacts:
     lib64_exists: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Value):
     """Why the host is not ready, in the words of errors.Failure."""
 
     code: Code
@@ -169,8 +160,7 @@ def problem_of(failure: Failure) -> Problem:
     return Problem(failure.code, failure.sentence, failure.remedy, failure.retry)
 
 
-@dataclass(frozen=True, slots=True)
-class DriverFacts:
+class DriverFacts(Value):
     """Everything about the host that activation depends on."""
 
     release: Release
@@ -195,8 +185,7 @@ class DriverFacts:
     """Why the modules of the wanted tree cannot be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitState:
+class UnitState(Value):
     """A unit as systemd sees it (org.freedesktop.systemd1); times in microseconds, 0 for never."""
 
     name: str
@@ -215,8 +204,7 @@ class UnitState:
     """When its state changed last; the end of a reload counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateStatus:
+class UpdateStatus(Value):
     """What update_engine says (GetStatus); `version` is empty where it names none."""
 
     operation: str
@@ -224,16 +212,14 @@ class UpdateStatus:
     progress: float
 
 
-@dataclass(frozen=True, slots=True)
-class CudaFacts:
+class CudaFacts(Value):
     """The CUDA trees on disk and the one that is current."""
 
     trees: tuple[Tree, ...] = ()
     current: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HostFacts:
+class HostFacts(Value):
     """One look at the host."""
 
     driver: DriverFacts
@@ -252,8 +238,7 @@ class HostFacts:
         return next((unit for unit in self.units if unit.name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Value):
     """Where a long step stands."""
 
     step: str
@@ -263,8 +248,7 @@ class Progress:
     """Bytes, 0 where they are not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Value):
     """The failed tries of one thing; with the last build known good, all that is remembered across boots."""
 
     reference: str
@@ -274,8 +258,7 @@ class Attempt:
     problem: Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Value):
     attempts: tuple[Attempt, ...] = ()
     last_good: str = ""
     """The path of the tree that was last seen ready."""

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Build, Exposure, HostFacts, Phase, Problem
     from nvidiad.nouns.steps import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     """What to do and why; without steps and without a problem the host is as it should be."""
 
     reason: str
@@ -24,15 +24,13 @@ class Plan:
     """Why the wanted CUDA is not current; it holds nothing up."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(Value):
     step: Step
     seconds: float
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Value):
     """What came of a plan; it ends at the first step that failed."""
 
     plan: Plan
@@ -43,8 +41,7 @@ class Report:
         return next((r.problem for r in self.results if r.problem), None)
 
 
-@dataclass(frozen=True, slots=True)
-class CudaStatus:
+class CudaStatus(Value):
     """The CUDA that is configured, and why it is not current."""
 
     wanted: Build
@@ -52,8 +49,7 @@ class CudaStatus:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Value):
     """What a person is told: see thought/render for the words and the JSON document."""
 
     phase: Phase
@@ -70,6 +66,6 @@ class Status:
     next_try: float | None = None
     """Wall clock of the next attempt, seconds since 1970."""
     looked: float = 0.0
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
     cuda: CudaStatus | None = None
     """None where no CUDA is configured."""

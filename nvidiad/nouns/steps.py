@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Build, ModuleFile
 
 
-@dataclass(frozen=True, slots=True)
-class PullImage:
+class PullImage(Value):
     """Fetch an image by digest, so that what is run later is what was resolved now."""
 
     reference: str
@@ -21,8 +21,7 @@ class PullImage:
         return f"pull '{self.reference}'"
 
 
-@dataclass(frozen=True, slots=True)
-class InstallTree:
+class InstallTree(Value):
     """Run the pulled image's installer and verify the tree that it leaves."""
 
     reference: str
@@ -32,8 +31,7 @@ class InstallTree:
         return f"install '{self.build}' from '{self.reference}' and verify it"
 
 
-@dataclass(frozen=True, slots=True)
-class WriteGates:
+class WriteGates(Value):
     """Make systemd hold these units until nvidia.service is up, and no others."""
 
     units: tuple[str, ...]
@@ -42,8 +40,7 @@ class WriteGates:
         return f"order {', '.join(self.units) or 'no unit'} after nvidia.service"
 
 
-@dataclass(frozen=True, slots=True)
-class StartUnit:
+class StartUnit(Value):
     name: str
     wait: bool = True
     """Wait for the end of the start job; gated units may take as long as they like."""
@@ -52,16 +49,14 @@ class StartUnit:
         return f"start {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadUnit:
+class ReloadUnit(Value):
     name: str
 
     def describe(self) -> str:
         return f"reload {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class SelectTree:
+class SelectTree(Value):
     """Let `current` name this tree."""
 
     tree: str
@@ -71,8 +66,7 @@ class SelectTree:
         return f"point '{self.link}' to '{self.tree}'"
 
 
-@dataclass(frozen=True, slots=True)
-class MountOverlay:
+class MountOverlay(Value):
     lower: str
     target: str
 
@@ -80,16 +74,14 @@ class MountOverlay:
         return f"overlay '{self.lower}' on '{self.target}'"
 
 
-@dataclass(frozen=True, slots=True)
-class UnmountOverlay:
+class UnmountOverlay(Value):
     target: str
 
     def describe(self) -> str:
         return f"take the overlay off '{self.target}'"
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigureLinker:
+class ConfigureLinker(Value):
     """Write our ld.so.conf.d file; None removes it."""
 
     text: str | None
@@ -98,22 +90,19 @@ class ConfigureLinker:
         return "remove the linker configuration" if self.text is None else "write the linker configuration"
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshLinkerCache:
+class RefreshLinkerCache(Value):
     def describe(self) -> str:
         return "refresh the linker cache"
 
 
-@dataclass(frozen=True, slots=True)
-class SetFirmwarePath:
+class SetFirmwarePath(Value):
     path: str
 
     def describe(self) -> str:
         return f"set the firmware path to '{self.path}'" if self.path else "clear the firmware path"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadHostModules:
+class LoadHostModules(Value):
     """Modules of the OS itself that the driver needs; those in `optional` may be absent."""
 
     required: tuple[str, ...]
@@ -123,8 +112,7 @@ class LoadHostModules:
         return f"load host modules {', '.join(self.required + self.optional)}"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadModule:
+class LoadModule(Value):
     module: ModuleFile
     parameters: tuple[str, ...]
     tree: str
@@ -133,28 +121,24 @@ class LoadModule:
         return f"load {self.module.name} from '{self.module.path}'"
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadModule:
+class UnloadModule(Value):
     name: str
 
     def describe(self) -> str:
         return f"unload {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class MakeNodes:
+class MakeNodes(Value):
     def describe(self) -> str:
         return "make the device nodes"
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveNodes:
+class RemoveNodes(Value):
     def describe(self) -> str:
         return "remove the device nodes"
 
 
-@dataclass(frozen=True, slots=True)
-class CheckDriver:
+class CheckDriver(Value):
     """Compare what is loaded, exposed and in /dev with what is wanted."""
 
     driver: str

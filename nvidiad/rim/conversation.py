@@ -7,9 +7,9 @@ import asyncio
 import socket
 import struct
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nvidiad.nouns.value import Value
 from nvidiad.thought import wire
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ class Gone(Exception):
     """The client left, said nothing for too long or did not read what it asked for. None of it is news."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """What clients may take, in connections and seconds."""
 
     total: int = 256
@@ -42,8 +41,7 @@ class Limits:
     """Until an answer is taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Value):
     """Who is at the other end, as the kernel says it."""
 
     pid: int
@@ -51,8 +49,7 @@ class Peer:
     groups: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(Value):
     """A client, its streams and its limits; each wait has an end."""
 
     reader: asyncio.StreamReader

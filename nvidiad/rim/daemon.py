@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from nvidiad.nouns.errors import Code, Failure, Transient
 from nvidiad.nouns.model import Phase, Problem
+from nvidiad.nouns.value import Value, replace
 from nvidiad.thought.config import Settings
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class Publisher(Protocol):
     def publish(self, status: Status | None, progress: Progress | None) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Value):
     """All that the daemon is given by app."""
 
     log: Log

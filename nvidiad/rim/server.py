@@ -8,10 +8,10 @@ import socket
 import stat
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent
+from nvidiad.nouns.value import Value
 from nvidiad.rim.conversation import CHUNK, Conversation, Gone, Limits, group_id, identify
 from nvidiad.thought import metrics, render, wire
 
@@ -35,12 +35,11 @@ The same socket speaks Varlink: varlinkctl introspect SOCKET io.nvidiad
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """What there is to tell now: the document (thought/document) and the counters (thought/metrics)."""
 
     document: dict[str, object]
-    counters: metrics.Counters = field(default_factory=metrics.Counters)
+    counters: metrics.Counters = metrics.Counters()
 
 
 class Server:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from nvidiad.nouns.value import replace
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Attempt, Memory

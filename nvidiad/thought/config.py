@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import Exposure
+from nvidiad.nouns.value import Value
 from nvidiad.thought import values
 
 if TYPE_CHECKING:
@@ -22,27 +22,22 @@ if TYPE_CHECKING:
 # Settings
 
 
-def _parameters() -> Mapping[str, tuple[str, ...]]:
-    # nvidiad makes the device nodes, so the driver's own helper need not.
-    return MappingProxyType({"nvidia": ("NVreg_ModifyDeviceFiles=0",)})
-
-
+# nvidiad makes the device nodes, so the driver's own helper need not.
+_BY_DEFAULT = MappingProxyType({"nvidia": ("NVreg_ModifyDeviceFiles=0",)})
 _ROOT = PurePosixPath("/opt")
 _SOCKET = PurePosixPath("/run/docker.sock")
 
 
-@dataclass(frozen=True, slots=True)
-class Driver:
+class Driver(Value):
     version: str = ""
     product: str = ""
     modules: tuple[str, ...] = ("nvidia", "nvidia-uvm", "nvidia-modeset")
     host_modules: tuple[str, ...] = ("i2c_core", "ipmi_msghandler", "ipmi_devintf")
-    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=_parameters)
+    parameters: Mapping[str, tuple[str, ...]] = _BY_DEFAULT
     """By the module's name in the kernel: `nvidia_uvm`, however it is written in the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Value):
     repository: str = ""
     tag: str = "{os}-{driver}{-product}"
     auth_file: PurePosixPath | None = None
@@ -51,50 +46,44 @@ class Image:
     total_timeout: float = 1800.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cuda:
+class Cuda(Value):
     version: str = ""
     """Empty: no CUDA is kept."""
     repository: str = ""
     tag: str = "{version}"
 
 
-@dataclass(frozen=True, slots=True)
-class Install:
+class Install(Value):
     root: PurePosixPath = _ROOT
     exposure: Exposure = Exposure.AUTO
 
 
-@dataclass(frozen=True, slots=True)
-class Units:
+class Units(Value):
     gated: tuple[str, ...] = ("kubelet.service",)
     hold: bool = True
     """Whether gated units wait for a driver (when-missing = "hold") or start without one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
+class Engine(Value):
     socket: PurePosixPath = _SOCKET
 
 
-@dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(Value):
     poll: float = 300.0
     retry_initial: float = 15.0
     retry_maximum: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Value):
     """All that can be configured; times in seconds."""
 
-    driver: Driver = field(default_factory=Driver)
-    image: Image = field(default_factory=Image)
-    cuda: Cuda = field(default_factory=Cuda)
-    install: Install = field(default_factory=Install)
-    units: Units = field(default_factory=Units)
-    engine: Engine = field(default_factory=Engine)
-    daemon: Daemon = field(default_factory=Daemon)
+    driver: Driver = Driver()
+    image: Image = Image()
+    cuda: Cuda = Cuda()
+    install: Install = Install()
+    units: Units = Units()
+    engine: Engine = Engine()
+    daemon: Daemon = Daemon()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -108,8 +97,7 @@ class Settings:
         return not self.missing
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Value):
     """Something in a fragment that cannot be as it is; `key` is empty for a fault of its syntax."""
 
     file: str

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.model import Phase
 from nvidiad.nouns.steps import step_name
+from nvidiad.nouns.value import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-@dataclass(frozen=True, slots=True)
-class StepCount:
+class StepCount(Value):
     """How often a kind of step was taken, how often it failed, and how long it took in all."""
 
     taken: int = 0
@@ -26,8 +25,7 @@ class StepCount:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(Value):
     """What has happened since the daemon started; a restart sets them to zero, as Prometheus expects."""
 
     looks: int = 0

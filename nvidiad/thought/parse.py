@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import Flavour, Release, UpdateStatus
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -90,8 +90,7 @@ def lockdown(text: str) -> str:
 # The mount table
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Value):
     """A line of /proc/self/mountinfo; `options` are those of the file system, not of the mount."""
 
     point: str
@@ -101,8 +100,7 @@ class Mount:
     options: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(Value):
     number: str
     parent: str
     mount: Mount

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
@@ -11,6 +10,7 @@ from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Kind, Phase, Problem
 from nvidiad.nouns.plan import CudaStatus, Plan, Status
 from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, SelectTree, StartUnit, WriteGates
+from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, cuda
 from nvidiad.thought.activation import FREEING, activate, choose_exposure, find_tree, named, wanted
 

@@ -7,11 +7,11 @@ import base64
 import binascii
 import json
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Progress
+from nvidiad.nouns.value import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +25,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # References
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Value):
     """`REGISTRY/PATH:TAG@DIGEST` in its parts; `repository` is what stands before the tag, as written."""
 
     registry: str
@@ -124,8 +123,7 @@ _FETCHED = frozenset({"Verifying Checksum", "Download complete"})
 _LAYER = frozenset({"Pulling fs layer", "Waiting", "Downloading", "Extracting"}) | _DONE | _FETCHED
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Value):
     """One layer of a pull, as far as the engine has told."""
 
     status: str

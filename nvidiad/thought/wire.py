@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,12 +75,11 @@ class HttpRefusal(Exception):
         self.sentence = sentence
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Value):
     """A Varlink call."""
 
     method: str
-    parameters: Mapping[str, object] = field(default_factory=dict)
+    parameters: Mapping[str, object] = MappingProxyType({})
     more: bool = False
     oneway: bool = False
     upgrade: bool = False
@@ -88,8 +89,7 @@ class Request:
         return self.method.rpartition(".")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(Value):
     """An HTTP request, as far as we look at it; its headers mean nothing to us."""
 
     method: str

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.model import CudaFacts, DriverFacts, HostFacts, Kind, ModuleFile, problem_of
+from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, cuda, planner
 
 if TYPE_CHECKING:

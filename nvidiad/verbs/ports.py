@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Value):
     """A D-Bus signal to receive; empty fields match everything."""
 
     interface: str
@@ -52,8 +52,7 @@ class Match:
         return ",".join(["type='signal'", *(f"{key}='{value}'" for key, value in fields.items() if value)])
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(Value):
     """A D-Bus signal that came in."""
 
     interface: str
@@ -176,8 +175,7 @@ class Memories(Protocol):
     def write(self, memory: Memory) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class DriverPorts:
+class DriverPorts(Value):
     """What activation needs: no bus, no engine, no network."""
 
     host: Host
@@ -189,8 +187,7 @@ class DriverPorts:
     nodes: Nodes
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(Value):
     """What the daemon needs on top."""
 
     driver: DriverPorts

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.model import Attempt, Kind, Memory, Phase
 from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit
+from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, cuda, planner
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe

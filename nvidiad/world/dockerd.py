@@ -12,10 +12,10 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code
+from nvidiad.nouns.value import Value
 from nvidiad.thought import pull as pulling
 from nvidiad.thought import refusals
 
@@ -31,8 +31,7 @@ _PING = 5
 _REMOVAL = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(Value):
     """Seconds: to connect to the engine, of silence, and for one pull or one installation."""
 
     connect: float = 10

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Progress
+from nvidiad.nouns.value import replace
 from nvidiad.thought import pull as pulling
 from nvidiad.thought import refusals
 from nvidiad.world.dockerd import Dockerd, Expired, Silent, Timeouts

@@ -7,11 +7,11 @@ import contextlib
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure, Transient
+from nvidiad.nouns.value import Value
 from nvidiad.thought import parse
 from nvidiad.world import files
 
@@ -33,8 +33,7 @@ _LINK = re.compile(r"[0-9]+:[0-9]+")
 _FIELD = re.compile(r"^([A-Za-z ]+?)[ \t]*:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Value):
     """Who may open a node."""
 
     mode: int = 0o666
@@ -42,8 +41,7 @@ class Access:
     gid: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Value):
     """A device node as it should be; `name` is its path below /dev."""
 
     name: str

@@ -7,10 +7,10 @@ import contextlib
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent, Transient
+from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,7 @@ GRACE = 2.0
 SAID_AT_MOST = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Value):
     """A program that came to its end."""
 
     argv: tuple[str, ...]

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import stat
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.manifest import Entry, FileEntry, LinkEntry, Manifest
 from nvidiad.nouns.model import Flavour
+from nvidiad.nouns.value import replace
 from tests.payload import elf
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.model import (
@@ -20,6 +19,7 @@ from nvidiad.nouns.model import (
     Tree,
     UnitState,
 )
+from nvidiad.nouns.value import replace
 from nvidiad.thought import config
 
 if TYPE_CHECKING:

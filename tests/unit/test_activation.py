@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from nvidiad.nouns.errors import Code
@@ -19,6 +17,7 @@ from nvidiad.nouns.model import (
     Release,
 )
 from nvidiad.nouns.steps import LoadHostModules, LoadModule, step_name
+from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
 from tests.unit import facts as f
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from nvidiad.nouns.model import (
     Tree,
 )
 from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
+from nvidiad.nouns.value import replace
 from nvidiad.thought import config, cuda, metrics, planner
 from nvidiad.thought.document import document
 from nvidiad.thought.render import text

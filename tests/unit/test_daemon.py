@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Phase, Progress
 from nvidiad.nouns.plan import Plan, Status
+from nvidiad.nouns.value import replace
 from nvidiad.rim import daemon as rim
 from nvidiad.rim.daemon import Daemon, Source, Surroundings
 from nvidiad.thought import planner

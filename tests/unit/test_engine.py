@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +33,7 @@ from nvidiad.nouns.steps import (
     WriteGates,
     step_name,
 )
+from nvidiad.nouns.value import replace
 from nvidiad.verbs.engine import DriverEngine, Engine
 from tests.unit import facts
 from tests.unit.world import NODES, World, image_of, manifest_of, reference_of

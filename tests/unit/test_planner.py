@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Attempt, Holder, HostFacts, LoadedModule, Memory, Phase, Problem
 from nvidiad.nouns.steps import StartUnit
+from nvidiad.nouns.value import replace
 from nvidiad.thought import planner
 from tests.unit import facts as f
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Phase
+from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff
 from nvidiad.verbs.observer import observe
 from tests.unit import facts

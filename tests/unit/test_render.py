@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -40,6 +39,7 @@ from nvidiad.nouns.model import (
 )
 from nvidiad.nouns.plan import Plan, Report, Status, StepResult
 from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit, Step
+from nvidiad.nouns.value import replace
 from nvidiad.thought import metrics, render, wire
 from nvidiad.thought.document import document
 

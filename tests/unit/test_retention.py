@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from nvidiad.nouns.model import Build, Memory, Tree, UpdateStatus
+from nvidiad.nouns.value import replace
 from nvidiad.thought.retention import expendable
 from tests.unit import facts as f
 

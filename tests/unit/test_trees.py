@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ import pytest
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Build, Flavour
+from nvidiad.nouns.value import replace
 from nvidiad.world import files
 from nvidiad.world.trees import LOCK, Trees
 from tests.payload.builder import Fault, entries, payload, spoil, write_manifest

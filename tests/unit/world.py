@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from nvidiad.nouns.model import (
     UpdateStatus,
     problem_of,
 )
+from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
 from nvidiad.verbs.engine import DriverEngine
 from nvidiad.verbs.observer import look_at_driver
