@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PACKAGE = Path(__file__).parents[2] / "nvidiad"
 RINGS = ("nouns", "thought", "verbs", "world", "rim")
@@ -37,10 +41,17 @@ WORLD_PARTS = {
 }
 
 
+def row(names: Sequence[str]) -> int:
+    """The row of a module by the folders below the package; the wiring is below all rings.
+
+    nvidiad-image has rings of its own, which may use those of the daemon.
+    """
+    ring = next((name for name in names if name != "image"), "")
+    return RINGS.index(ring) if ring in RINGS else len(RINGS)
+
+
 def ring(path: Path) -> int:
-    """The row of a module; the wiring is below all rings."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return RINGS.index(first) if first in RINGS else len(RINGS)
+    return row(path.relative_to(PACKAGE).parts)
 
 
 def imports(path: Path) -> set[str]:
@@ -63,14 +74,19 @@ def test_imports_point_from_lower_rows_to_upper_rows(path: Path) -> None:
     for imported in imports(path):
         parts = imported.split(".")
         if parts[0] == "nvidiad" and len(parts) > 1:
-            row = RINGS.index(parts[1]) if parts[1] in RINGS else len(RINGS)
             # The package itself holds nothing but its version.
-            assert row <= ring(path) or imported == "nvidiad.__version__", f"{name(path)} imports {imported}"
+            allowed = row(parts[1:]) <= ring(path) or imported == "nvidiad.__version__"
+            assert allowed, f"{name(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if "image" not in p.parts], ids=name)
+def test_the_daemon_imports_nothing_of_image_making(path: Path) -> None:
+    assert not any(imported.startswith("nvidiad.image") for imported in imports(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_inner_rings_touch_nothing(path: Path) -> None:
-    forbidden = FORBIDDEN.get(path.relative_to(PACKAGE).parts[0], set())
+    forbidden = FORBIDDEN[RINGS[ring(path)]] if ring(path) < len(FORBIDDEN) else set()
     used = {imported.partition(".")[0] for imported in imports(path)}
     assert not used & forbidden
 
@@ -87,8 +103,9 @@ def test_world_rooms_do_not_know_each_other(path: Path) -> None:
     allowed = WORLD_SHARED | WORLD_PARTS.get(path.stem, set())
     for imported in imports(path):
         parts = imported.split(".")
-        if parts[:2] == ["nvidiad", "world"] and len(parts) > 2:
-            assert parts[2] in allowed, f"{name(path)} imports {imported}"
+        for world in (["nvidiad", "world"], ["nvidiad", "image", "world"]):
+            if parts[: len(world)] == world and len(parts) > len(world):
+                assert parts[len(world)] in allowed, f"{name(path)} imports {imported}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
