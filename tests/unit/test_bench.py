@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bench.idle import rollup, undivided, voluntary, wake_ups
+from bench.idle import answers, rollup, undivided, voluntary, wake_ups
 from bench.report import Figure, Part, Run, document, ratio, table
 
 ROLLUP = """\
@@ -112,3 +112,9 @@ def _cells(figure: Figure) -> list[str]:
     """The cells of a figure's line in the table."""
     line = table(Run({}, (Part("a", "", (figure,)),))).splitlines()[-1]
     return [cell.strip() for cell in line.split("  ") if cell]
+
+
+def test_the_watchdog_is_answered_every_half_minute() -> None:
+    assert answers(180) == 7
+    with pytest.raises(ValueError, match="250 s at most"):
+        answers(260)
