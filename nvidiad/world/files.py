@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +123,9 @@ def remove_tree(path: Path) -> None:
     """Remove whatever `path` is, without following a link; nothing there is well, too."""
     with suppress_oserror(errno.ENOENT):
         if stat.S_ISDIR(path.lstat().st_mode):
+            # Only here: it costs an activation, which removes no tree, as much as ten of our own modules.
+            import shutil
+
             # Works on file descriptors: a link put in our way meanwhile is removed, not followed.
             shutil.rmtree(path)
         else:
@@ -177,6 +178,8 @@ def copy_file(source: Path, target: Path, mode: int, advanced: Callable[[int], N
 
 def exchange(first: Path, second: Path) -> bool:
     """Let two names change what they name at one instant; False where the file system cannot do that."""
+    import ctypes  # no activation comes here either
+
     libc = ctypes.CDLL(None, use_errno=True)
     renameat2 = getattr(libc, "renameat2", None)
     if renameat2 is None:
