@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import fnmatch
-import io
 import lzma
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvidiad.image.thought import cpio
 from tests.beds.common import run_checked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from tests.vm.kernels import Kernel
 
@@ -58,20 +58,18 @@ def copy_modules(kernel: Kernel, target: Path) -> None:
 def build(kernel: Kernel, busybox: Path, out: Path) -> None:
     """Write the initrd of a kernel."""
     modules = list(_in_load_order(kernel))
-    entries: list[tuple[str, int, bytes]] = [
-        (name, 0o40755, b"") for name in ("bin", "proc", "sys", "dev", "sysroot", "ko")
-    ]
-    entries.append(("bin/busybox", 0o100755, busybox.read_bytes()))
+    items = [cpio.directory(name) for name in ("bin", "proc", "sys", "dev", "sysroot", "ko")]
+    items.append(cpio.file("bin/busybox", busybox.read_bytes(), 0o755))
     listed = []
     for path in modules:
         data = (kernel.modules / path).read_bytes()
         # busybox's insmod reads plain modules only.
         name = f"ko/{module_name(path)}.ko"
-        entries.append((name, 0o100644, lzma.decompress(data) if path.endswith(".xz") else data))
+        items.append(cpio.file(name, lzma.decompress(data) if path.endswith(".xz") else data))
         listed.append(f"/{name}\n")
-    entries.append(("modules", 0o100644, "".join(listed).encode()))
-    entries.append(("init", 0o100755, INIT.read_bytes()))
-    out.write_bytes(_cpio(entries))
+    items.append(cpio.file("modules", "".join(listed).encode()))
+    items.append(cpio.file("init", INIT.read_bytes(), 0o755))
+    out.write_bytes(cpio.archive([*items, cpio.CONSOLE]))
 
 
 def _in_load_order(kernel: Kernel) -> Iterator[str]:
@@ -86,22 +84,3 @@ def _in_load_order(kernel: Kernel) -> Iterator[str]:
             if needed not in seen:
                 seen.add(needed)
                 yield needed
-
-
-def _cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
-    """The kernel's archive format ("newc"), made here because cpio(1) packs no device node without root."""
-    out = io.BytesIO()
-
-    def add(number: int, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
-        text = name.encode() + b"\0"
-        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(text), 0)
-        out.write(b"070701" + "".join(f"{field:08X}" for field in fields).encode() + text)
-        out.write(b"\0" * (-out.tell() % 4) + data)
-        out.write(b"\0" * (-out.tell() % 4))
-
-    number = 0
-    for number, (name, mode, data) in enumerate(entries, 1):
-        add(number, name, mode, data)
-    add(number + 1, "dev/console", 0o020600, device=(5, 1))
-    add(0, "TRAILER!!!", 0)
-    return out.getvalue()
