@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The signing key: a private key of the curve P-256, as cosign and skopeo verify it.
+
+`cryptography` is an extra (`pip install nvidiad[image]`) and only imported by who signs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.errors import Code, Permanent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_REMEDY = (
+    "Make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem; cosign "
+    "import-key-pair takes it, too."
+)
+
+
+class SigningKey:
+    """A private key in a PEM file (PKCS #8, or OpenSSL's own form)."""
+
+    def __init__(self, path: Path, password: bytes | None = None) -> None:
+        """Read the key; raises RECIPE_INVALID where it is none that can be used."""
+        try:
+            from cryptography.exceptions import UnsupportedAlgorithm
+            from cryptography.hazmat.primitives.asymmetric import ec
+            from cryptography.hazmat.primitives.serialization import load_pem_private_key
+        except ImportError:
+            sentence = f"'{path}' cannot be used to sign: the Python package 'cryptography' is not installed"
+            raise Permanent(Code.RECIPE_INVALID, sentence, "pip install 'nvidiad[image]'") from None
+        try:
+            key = load_pem_private_key(path.read_bytes(), password or None)
+        except OSError as error:
+            raise _unusable(path, error.strerror or str(error)) from None
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise _unusable(path, str(error)) from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise _unusable(path, "it is no key of the curve P-256")
+        self._key = key
+
+    def sign(self, data: bytes) -> bytes:
+        """The ECDSA signature of the SHA-256 of `data`, in DER."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+    def public(self) -> str:
+        """The public key, for those who verify."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        form = PublicFormat.SubjectPublicKeyInfo
+        return self._key.public_key().public_bytes(Encoding.PEM, form).decode()
+
+
+def _unusable(path: Path, why: str) -> Permanent:
+    return Permanent(Code.RECIPE_INVALID, f"'{path}' cannot be used to sign: {why}", _REMEDY)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry: requests to it, who we are to it, and how often and by how many connections it is asked.
+
+urllib3 is imported where it is needed: a daemon that misses no image never asks a registry.
+"""
+
+from __future__ import annotations
+
+import threading
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.value import Value
+from nvidiad.thought import distribution, refusals
+from nvidiad.thought import pull as pulling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import urllib3
+
+AUTHORITIES = Path("/etc/docker/certs.d")
+"""Where container engines look for the authorities of a registry: HOST:PORT/NAME.crt."""
+AT_MOST = 4 << 20
+"""Bytes of an answer, where nothing else is said: what registries take as a manifest."""
+_LONGEST_PAUSE = 60.0
+_AGAIN = (429, 500, 502, 503, 504)
+
+
+class Limits(Value):
+    """How long (in seconds), how often and by how many connections a registry is asked."""
+
+    connect: float = 10
+    read: float = 60
+    connections: int = 1
+    tries: int = 4
+    """Of one request, where the registry is away or says that it is busy."""
+
+
+class Answer(Value):
+    """What came back; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Request(Value):
+    """One request, of which `what` is told to a person and `scope` to a token server."""
+
+    method: str
+    url: str
+    what: str
+    scope: str
+    headers: Mapping[str, str]
+    body: bytes | None = None
+    writing: bool = False
+    limit: int = AT_MOST
+
+
+class Registry:
+    """One registry; threads may share it, and together they open no more than its connections."""
+
+    def __init__(
+        self,
+        name: str,
+        auth: Mapping[str, str] | None,
+        limits: Limits,
+        *,
+        insecure: bool,
+        authorities: Path = AUTHORITIES,
+    ) -> None:
+        self.name = name
+        self.base = distribution.base_url(name, insecure=insecure)
+        self._auth = dict(auth or {})
+        self._limits = limits
+        self._authorities = authorities / name
+        self._authorizations: dict[str, str] = {}
+        self._identifying, self._opening = threading.Lock(), threading.Lock()
+        self._opened: urllib3.PoolManager | None = None
+
+    def ask(self, request: Request) -> Answer:
+        """The answer, also one that refuses; asked again where the registry asks who we are."""
+        # Storage elsewhere has credentials of its own in the URL.
+        ours = request.url.startswith(f"{self.base}/")
+        known = self._authorizations.get(request.scope, "") if ours else ""
+        answer = self._send(request, known)
+        if answer.status == 401 and ours:
+            answer = self._send(request, self._authorize(request, answer, known))
+        return answer
+
+    def failure(self, code: Code, reference: str, detail: str) -> Failure:
+        """A failure that names the registry in this module's words."""
+        return refusals.failure(code, reference, detail)
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._opening:
+            if self._opened is not None:
+                self._opened.clear()
+                self._opened = None
+
+    # -- who we are ----------------------------------------------------------------------------------
+
+    def _authorize(self, request: Request, answer: Answer, known: str) -> str:
+        """What the registry wants to see with this request; of several threads, one gets it."""
+        scope, refused = request.scope, distribution.refusal(401, answer.body, request.what, writing=False)
+        with self._identifying:
+            if self._authorizations.get(scope, "") == known:
+                self._authorizations[scope] = self._identity(request, answer, refused)
+            now = self._authorizations[scope]
+        # The same password or token again would be refused again.
+        if now == known:
+            raise refused
+        return now
+
+    def _identity(self, request: Request, answer: Answer, refused: Failure) -> str:
+        asked = distribution.challenge(answer.headers.get("www-authenticate", ""))
+        if self._auth.get("registrytoken"):
+            return f"Bearer {self._auth['registrytoken']}"
+        if asked.scheme == "bearer":
+            return f"Bearer {self._token(request, asked)}"
+        if asked.scheme == "basic" and self._auth.get("username"):
+            return distribution.basic(self._auth)
+        raise refused
+
+    def _token(self, request: Request, asked: distribution.Challenge) -> str:
+        """The token of the server that the registry names (Docker's and OAuth 2's way of asking)."""
+        if not asked.realm.startswith("https://") and self.base.startswith("https://"):
+            where = pulling.clean(asked.realm)
+            detail = f"it asks for credentials at '{where}', which would show them to the network"
+            raise self.failure(Code.REGISTRY_AUTH, request.what, detail)
+        query = [("service", asked.service), *(("scope", one) for one in request.scope.split(" "))]
+        if token := self._auth.get("identitytoken"):
+            query += [("grant_type", "refresh_token"), ("client_id", "nvidiad"), ("refresh_token", token)]
+            kind = {"Content-Type": "application/x-www-form-urlencoded"}
+            form = urllib.parse.urlencode(query).encode()
+            answer = self._send(Request("POST", asked.realm, request.what, "", kind, form))
+        else:
+            url = asked.realm + ("&" if "?" in asked.realm else "?") + urllib.parse.urlencode(query)
+            who = distribution.basic(self._auth) if self._auth.get("username") else ""
+            answer = self._send(Request("GET", url, request.what, "", {}), who)
+        token = distribution.token_in(answer.body) if answer.status == 200 else ""
+        if not token:
+            detail = f"its token server answered with status {answer.status}"
+            raise self.failure(Code.REGISTRY_AUTH, request.what, detail)
+        return token
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def _send(self, request: Request, authorization: str = "") -> Answer:
+        import urllib3
+
+        headers = dict(request.headers) | ({"Authorization": authorization} if authorization else {})
+        try:
+            response = self._pool().request(
+                request.method, request.url, headers=headers, body=request.body, preload_content=False
+            )
+            try:
+                data = response.read(request.limit + 1)
+                # Only one that was read to its end can serve another request.
+                if len(data) > request.limit or response.read(1):
+                    detail = f"longer than the {request.limit} bytes that it may have"
+                    raise self.failure(Code.IMAGE_FOREIGN, request.what, detail)
+            except BaseException:
+                response.close()
+                raise
+            finally:
+                response.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._lost(error, request.what) from None
+        names = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, names, data)
+
+    def _lost(self, error: Exception, what: str) -> Failure:
+        """The failure behind a connection that could not be made or that broke."""
+        import ssl
+
+        import urllib3
+
+        reason = getattr(error, "reason", None)
+        parts = (error, reason, *getattr(reason, "args", ()))
+        if any(isinstance(part, (urllib3.exceptions.SSLError, ssl.SSLError)) for part in parts):
+            return distribution.untrusted(self.name, what, refusals.root_cause(error))
+        if any(isinstance(part, urllib3.exceptions.ReadTimeoutError) for part in parts):
+            return self.failure(Code.REGISTRY_STALLED, what, f"no answer for {self._limits.read:g} s")
+        # A refused connection is one of its subclasses.
+        if any(type(part) is urllib3.exceptions.ConnectTimeoutError for part in parts):
+            detail = f"no connection within {self._limits.connect:g} s"
+            return self.failure(Code.REGISTRY_UNREACHABLE, what, detail)
+        return self.failure(Code.REGISTRY_UNREACHABLE, what, refusals.root_cause(error))
+
+    def _pool(self) -> urllib3.PoolManager:
+        with self._opening:
+            if self._opened is None:
+                try:
+                    self._opened = _open(self.base, self._limits, self._authorities)
+                except OSError as error:  # also an authority that is none
+                    raise distribution.untrusted(self.name, self.name, str(error)) from None
+            return self._opened
+
+
+def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:
+    import ssl
+    import urllib.request
+
+    import urllib3
+
+    class Retry(urllib3.Retry):
+        """A registry may ask for a pause (Retry-After), but not for one of hours."""
+
+        def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+            seconds = super().get_retry_after(response)
+            return None if seconds is None else min(seconds, _LONGEST_PAUSE)
+
+    settings: dict[str, Any] = {
+        "num_pools": 4,  # the registry, its token server, its storage
+        "maxsize": limits.connections,
+        "block": True,
+        "timeout": urllib3.Timeout(connect=limits.connect, read=limits.read),
+        "retries": Retry(
+            total=limits.tries + 2,
+            connect=limits.tries - 1,
+            read=limits.tries - 1,
+            status=limits.tries - 1,
+            other=0,
+            redirect=3,
+            allowed_methods=None,
+            status_forcelist=_AGAIN,
+            raise_on_status=False,
+            backoff_factor=0.2,
+            backoff_jitter=0.2,
+        ),
+    }
+    if base.startswith("https://"):
+        context = ssl.create_default_context()
+        for authority in sorted(authorities.glob("*.crt")):
+            context.load_verify_locations(authority)
+        settings["ssl_context"] = context
+    scheme, _, host = base.partition("://")
+    proxy = urllib.request.getproxies().get(scheme)
+    if not proxy or urllib.request.proxy_bypass(host) or distribution.is_loopback(host):
+        return urllib3.PoolManager(**settings)
+    who = urllib3.util.parse_url(proxy).auth
+    return urllib3.ProxyManager(
+        proxy, proxy_headers=urllib3.make_headers(proxy_basic_auth=who) if who else None, **settings
+    )
+
+
+def credentials(auth_file: Path | None, registry: str) -> dict[str, str] | None:
+    """What a docker config.json says of a registry; None where it says nothing, or where it is not there."""
+    if auth_file is None:
+        return None
+    try:
+        text = auth_file.read_text()
+    except FileNotFoundError:
+        return None  # the registry says whether it wants any
+    except (OSError, UnicodeDecodeError) as error:
+        raise pulling.bad_file(str(auth_file), str(error)) from None
+    return pulling.credentials(text, str(auth_file), registry)
