@@ -63,18 +63,24 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
     from nvidiad.world.images import DockerImages, Timeouts
+    from nvidiad.world.repository import CompatibilityLists, Limits
     from nvidiad.world.units import NoUnits, SystemdUnits
     from nvidiad.world.updates import NoUpdates, UpdateEngine
 
     image = settings.image
+    auth_file = Path(image.auth_file) if image.auth_file else None
     return Ports(
         driver=driver_ports(settings, root),
         units=SystemdUnits(bus, configuration=root / "etc/systemd/system") if bus else NoUnits(),
         updates=UpdateEngine(bus) if bus else NoUpdates(),
         images=DockerImages(
             f"unix://{settings.engine.socket}",
-            Path(image.auth_file) if image.auth_file else None,
+            auth_file,
             Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
+        ),
+        # Asked once per failed attempt, which has a back-off of its own.
+        lists=CompatibilityLists(
+            auth_file, Limits(image.connect_timeout, image.stall_timeout, tries=1), os.uname().machine
         ),
         memories=memories(root),
         activations=activations(root),

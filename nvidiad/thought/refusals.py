@@ -12,6 +12,8 @@ from nvidiad.thought.pull import Layers, clean, fetched, parse_reference
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nvidiad.nouns.model import Build
+
 _AGAIN = "nvidiad tries again by itself"
 _JOURNAL = f"look into the engine's journal: journalctl -u docker; {_AGAIN}"
 _LONGEST = 240
@@ -307,3 +309,15 @@ def endless(reference: str, seconds: float) -> Failure:
 def gone(reference: str) -> Failure:
     sentence = f"'{reference}' is no longer in the container engine"
     return Transient(Code.IMAGE_FAILED, sentence, "nvidiad pulls it again by itself")
+
+
+def unbuildable(reference: str, build: Build, reason: str) -> Failure:
+    """An image that is missing because nobody can build it; another try helps when somebody could."""
+    why = f": {shorten(reason)}" if reason else ""
+    what = f"driver {build.driver} cannot be built for {build.os_version}"
+    sentence = f"{what}, so there is no '{clean(reference)}'"
+    remedy = (
+        f"choose a driver that supports kernel {build.kernel} (driver.version in the configuration), or "
+        f"stay with an OS release that has one; {_AGAIN}"
+    )
+    return Transient(Code.IMAGE_UNBUILDABLE, sentence + why, remedy)

@@ -160,8 +160,8 @@ class Engine(DriverEngine):
     def perform(self, step: Step) -> None:
         tell = self._report_progress
         match step:
-            case PullImage(reference=reference):
-                self._pull(reference)
+            case PullImage(reference=reference, build=build):
+                self._pull(reference, build)
             case InstallTree():
                 self._install(step)
             case WriteGates(units=units):
@@ -173,11 +173,29 @@ class Engine(DriverEngine):
             case _:
                 super().perform(step)
 
-    def _pull(self, reference: str) -> None:
+    def _pull(self, reference: str, build: Build) -> None:
         images = self._ports.images
-        digest = images.resolve(reference)
+        try:
+            digest = images.resolve(reference)
+        except Failure as missing:
+            if missing.code is Code.IMAGE_MISSING and build.kind is Kind.DRIVER:
+                self._explain(reference, build)
+            raise
         images.pull(reference, digest, self._report_progress)
         self._digests[reference] = digest
+
+    def _explain(self, reference: str, build: Build) -> None:
+        """Raise why an image is not there, where those who build the images know why."""
+        from nvidiad.thought import refusals  # activation, at every boot, has no use for it
+
+        try:
+            entry = self._ports.lists.unbuildable(reference)
+        except Failure as failure:
+            # The list helps a person; what the host lacks is the image.
+            self.log.debug("no compatibility list, proceeding anyway", error=failure.sentence)
+            return
+        if entry is not None:
+            raise refusals.unbuildable(reference, build, entry.reason)
 
     def _install(self, step: InstallTree) -> None:
         """Run what was pulled in this plan, by digest: a tag may have moved meanwhile."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.manifest import Manifest
     from nvidiad.nouns.model import (
         Build,
@@ -107,6 +108,12 @@ class Images(Protocol):
     def install(self, reference: str, digest: str, root: Path, tell: Callable[[Progress], None]) -> None: ...
 
 
+class CompatibilityLists(Protocol):
+    """What those who build the images say of images that are not there."""
+
+    def unbuildable(self, reference: str) -> Entry | None: ...
+
+
 class Mounts(Protocol):
     def facts(self) -> MountFacts: ...
     def overlay(self, lower: str, target: str) -> None: ...
@@ -194,6 +201,7 @@ class Ports(Value):
     units: Units
     updates: Updates
     images: Images
+    lists: CompatibilityLists
     memories: Memories
     activations: Memories
     """What the last activation of this boot left to say, in /run."""

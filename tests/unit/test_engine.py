@@ -10,8 +10,9 @@ import pytest
 
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import steps
-from nvidiad.nouns.errors import Code, Permanent, Transient
-from nvidiad.nouns.model import ModuleFile
+from nvidiad.nouns.compatibility import Compatibility, Entry
+from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.nouns.model import Build, Kind, ModuleFile
 from nvidiad.nouns.plan import Plan, Report
 from nvidiad.nouns.steps import (
     CheckDriver,
@@ -321,3 +322,60 @@ def test_a_host_module_that_is_absent_is_passed_over_and_told(world: World) -> N
     assert run(world, LoadHostModules(("drm",), ("i2c_core",))).problem is None
     assert world.log.events("warning") == ["host module could not be loaded, trying the driver anyway"]
     assert world.log.events("debug") == ["optional host module is absent"]
+
+
+# -- an image that nobody can build -----------------------------------------------------------------
+
+ERROR = "nv-pci.c:165: error: too few arguments to function 'pci_resize_resource'"
+
+
+def listed(state: str, **changes: str) -> Compatibility:
+    release = ("flatcar", facts.OS, "stable", "x86_64", facts.KERNEL)
+    entry = Entry(*release, facts.DRIVER, "open", "", str(BUILD), state, reason=ERROR)
+    return Compatibility("2026-11-27T00:00:00Z", (replace(entry, **changes),))
+
+
+@pytest.mark.parametrize(
+    ("known", "code", "word"),
+    [
+        pytest.param(listed("unbuildable"), Code.IMAGE_UNBUILDABLE, ERROR, id="unbuildable"),
+        pytest.param(listed("missing"), Code.IMAGE_MISSING, REFERENCE, id="not built yet"),
+        pytest.param(
+            listed("unbuildable", tag="other"), Code.IMAGE_MISSING, REFERENCE, id="another is unbuildable"
+        ),
+        pytest.param(
+            listed("unbuildable", architecture="aarch64"),
+            Code.IMAGE_MISSING,
+            REFERENCE,
+            id="unbuildable for another architecture",
+        ),
+        pytest.param(None, Code.IMAGE_MISSING, REFERENCE, id="no list"),
+        pytest.param(
+            Transient(Code.REGISTRY_AUTH, "no"), Code.IMAGE_MISSING, REFERENCE, id="a list that is refused"
+        ),
+    ],
+)
+def test_a_missing_image_says_why_where_the_list_knows(
+    world: World, known: Compatibility | Failure | None, code: Code, word: str
+) -> None:
+    world.listed = known
+    problem = run(world, *FETCH).problem
+    assert problem is not None
+    assert (problem.code, problem.retry) == (code, True)
+    assert word in problem.sentence
+    assert facts.OS in problem.sentence
+    assert len(world.log.events("debug")) == isinstance(known, Failure)
+
+
+def test_an_image_that_is_there_is_pulled_whatever_the_list_says(world: World) -> None:
+    world.listed = listed("unbuildable")
+    world.push()
+    assert run(world, *FETCH).problem is None
+
+
+def test_the_list_tells_nothing_of_cuda(world: World) -> None:
+    world.listed = listed("unbuildable", tag="12.4.1")
+    step = PullImage("registry.example/cuda:12.4.1", Build("12.4.1", "", "", kind=Kind.CUDA))
+    problem = run(world, step).problem
+    assert problem is not None
+    assert problem.code is Code.IMAGE_MISSING

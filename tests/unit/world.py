@@ -41,6 +41,7 @@ from tests.unit.facts import DRIVER, KERNEL, OS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nvidiad.nouns.compatibility import Compatibility, Entry
     from nvidiad.nouns.model import Holder
     from nvidiad.nouns.plan import Status
     from nvidiad.thought.config import Settings
@@ -179,6 +180,8 @@ class World:
         self.registry: dict[str, Image] = {}
         self.refusal: Failure | None = None
         """What the registry or the engine answers to everything."""
+        self.listed: Compatibility | Failure | None = None
+        """The compatibility list in the registry, or why it cannot be read."""
         self.host_modules = {"i2c_core"}
         self.disk, self.volatile = Disk(), Boot()
         self.clock, self.ticks = 1_000_000.0, 0
@@ -227,6 +230,7 @@ class World:
             units=_Units(self),
             updates=_Updates(),
             images=_Images(self),
+            lists=_Lists(self),
             memories=_Memories(self, "disk"),
             activations=_Memories(self, "volatile"),
         )
@@ -462,6 +466,14 @@ class _Images(_Part):
         if digest not in self.world.disk.pulled:
             raise Transient(Code.IMAGE_FAILED, f"'{reference}' is no longer in the engine")
         return self.world.disk.pulled[digest]
+
+
+class _Lists(_Part):
+    def unbuildable(self, reference: str) -> Entry | None:
+        listed = self.world.listed
+        if isinstance(listed, Failure):
+            raise listed
+        return listed.unbuildable(reference.rpartition(":")[2], "x86_64") if listed else None
 
 
 class _Mounts(_Part):
