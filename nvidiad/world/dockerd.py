@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import requests
+    from _typeshed import SupportsRead
     from docker.errors import APIError
 
     from docker import APIClient
@@ -118,6 +119,23 @@ class Conversation:
         except requests.RequestException:
             return False
         return True
+
+    @property
+    def api(self) -> APIClient:
+        """The SDK's client, for what is asked once and answered at once."""
+        return self._api
+
+    @contextmanager
+    def post(
+        self,
+        path: str,
+        params: dict[str, str | int],
+        headers: dict[str, str],
+        body: SupportsRead[bytes] | None = None,
+    ) -> Iterator[Stream]:
+        """Send a body, if there is one, and read the answer as it comes; Silent and Expired say why not."""
+        with self._stream(path, params, headers, self._dockerd.timeouts.stall, body) as stream:
+            yield stream
 
     # -- images ------------------------------------------------------------------------------------
 
@@ -226,7 +244,12 @@ class Conversation:
 
     @contextmanager
     def _stream(
-        self, path: str, params: dict[str, str | int], headers: dict[str, str], silence: float
+        self,
+        path: str,
+        params: dict[str, str | int],
+        headers: dict[str, str],
+        silence: float,
+        body: SupportsRead[bytes] | None = None,
     ) -> Iterator[Stream]:
         """An answer read as it comes, within the total limit and with no pause longer than `silence`."""
         import requests
@@ -240,7 +263,7 @@ class Conversation:
         begun = time.monotonic()
         stream: Stream | None = None
         try:
-            response = api.post(url, params=params, headers=headers, stream=True, timeout=timeout)
+            response = api.post(url, data=body, params=params, headers=headers, stream=True, timeout=timeout)
             try:
                 response.raise_for_status()
             except requests.HTTPError as error:

@@ -7,13 +7,15 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent, Transient
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 # A program that is started by a daemon's bundled Python must not see that Python's search paths.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -21,6 +23,7 @@ LOCALE = "C.UTF-8"
 # How long a killed program may take to be gone; one that waits in the kernel for a device never goes.
 GRACE = 2.0
 SAID_AT_MOST = 1000
+_TAIL = 12
 
 
 class Finished(Value):
@@ -52,25 +55,7 @@ def quoted(argv: Sequence[str]) -> str:
 
 def run(argv: Sequence[str], *, timeout: float, input: str | None = None) -> Finished:  # noqa: A002
     """Run a program to its end; a Failure when it is not there or does not end in time."""
-    try:
-        child = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            env={"PATH": PATH, "LC_ALL": LOCALE},
-            cwd="/",
-            umask=0o022,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise Permanent(
-            Code.COMMAND_FAILED,
-            f"cannot start '{quoted(argv)}': {error.strerror}",
-            f"Install '{argv[0]}' in one of {PATH}.",
-        ) from error
+    child = _start(argv, input)
     try:
         out, err = child.communicate(input, timeout)
     except subprocess.TimeoutExpired as error:
@@ -102,6 +87,41 @@ def check(
     return finished
 
 
+def follow(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    say: Callable[[str], None],
+    code: Code = Code.COMMAND_FAILED,
+    remedy: str = "",
+) -> None:
+    """Like check, for a program that takes long: `say` is told each line of its output as it comes."""
+    tail: deque[str] = deque(maxlen=_TAIL)
+    child = _start(argv, None, stderr=subprocess.STDOUT)
+    timer = threading.Timer(timeout, _kill_group, [child])
+    timer.daemon = True
+    timer.start()
+    try:
+        for line in child.stdout or ():
+            if text := line.rstrip():
+                tail.append(text)
+                say(text)
+        returncode = child.wait(timeout + GRACE)
+    except BaseException:
+        _kill(child)
+        raise
+    finally:
+        late = not timer.is_alive()
+        timer.cancel()
+        if child.stdout is not None:
+            child.stdout.close()
+    if late:
+        raise Transient(Code.COMMAND_FAILED, f"'{quoted(argv)}' did not end within {timeout:g} s")
+    if returncode != 0:
+        finished = Finished(tuple(argv), returncode, "\n".join(tail), "")
+        raise Transient(code, failed(finished), remedy)
+
+
 def failed(finished: Finished) -> str:
     """The sentence for a program that failed: its command line and what it said."""
     end = (
@@ -112,11 +132,41 @@ def failed(finished: Finished) -> str:
     return f"'{quoted(finished.argv)}' {end}" + (f": {finished.said}" if finished.said else "")
 
 
-def _kill(child: subprocess.Popen[str]) -> bool:
-    """Kill the program and all it started; whether it is gone."""
+def _start(
+    argv: Sequence[str],
+    input: str | None,  # noqa: A002
+    stderr: int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            encoding="utf-8",
+            errors="replace",
+            env={"PATH": PATH, "LC_ALL": LOCALE},
+            cwd="/",
+            umask=0o022,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise Permanent(
+            Code.COMMAND_FAILED,
+            f"cannot start '{quoted(argv)}': {error.strerror}",
+            f"Install '{argv[0]}' in one of {PATH}.",
+        ) from error
+
+
+def _kill_group(child: subprocess.Popen[str]) -> None:
     # The group lives as long as any member, so children that the program left behind go too.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
+
+
+def _kill(child: subprocess.Popen[str]) -> bool:
+    """Kill the program and all it started; whether it is gone."""
+    _kill_group(child)
     try:
         child.communicate(timeout=GRACE)
     except subprocess.TimeoutExpired:

@@ -17,8 +17,10 @@ import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from nvidiad.image.world import tar
 from tests.beds.common import require
 from tests.payload import elf
 from tests.payload.builder import image_labels
@@ -40,6 +42,7 @@ _BUILD_ARGUMENTS: Mapping[str, str] = {
     "io.nvidiad.schema": "SCHEMA",
     "io.nvidiad.kind": "KIND",
     "io.nvidiad.version": "VERSION",
+    "io.nvidiad.minimum-driver": "MINIMUM_DRIVER",
     "io.nvidiad.driver": "DRIVER",
     "io.nvidiad.flavour": "FLAVOUR",
     "io.nvidiad.product": "PRODUCT",
@@ -96,14 +99,19 @@ def image_context(tree: Path, dest: Path) -> Path:
     dest.mkdir(parents=True, exist_ok=True)
     shutil.copy2(TRANSPORT / "Dockerfile", dest)
     shutil.copy2(TRANSPORT / "install", dest)
-    # What stands beside the image's own files is not sent to the engine with them.
-    (dest / ".dockerignore").write_text("base\n")
+    # What is not the Dockerfile's is not sent to the engine with it.
+    (dest / ".dockerignore").write_text("base\ninstall\nopt\n")
     place = dest / place_of(tree)
     if tree.is_dir():
         shutil.copytree(tree, place, symlinks=True)
     else:
         (dest / "opt").mkdir()
         (dest / "opt/README").write_text("This is not a driver image.\n")
+    with TemporaryDirectory(dir=dest.parent) as made:
+        root = Path(made)
+        shutil.copytree(dest / "opt", root / "opt", symlinks=True)
+        shutil.copy2(dest / "install", root)
+        tar.pack(root, dest / "transport.tar", 0)
     for name, content in base_files().items():
         path = dest / "base/rootfs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +138,7 @@ def build_script(
     if not labels:
         # The Dockerfile sets them all; an image that is not a driver's comes from a file of its own.
         command += ["--file", f"{context}/Dockerfile.plain"]
-        plain = f'FROM {base or BASE_TAG}\\nCOPY install opt/ /\\nENTRYPOINT ["/install"]\\n'
+        plain = f'FROM {base or BASE_TAG}\\nADD transport.tar /\\nENTRYPOINT ["/install"]\\n'
         commands.append(f"printf {shlex.quote(plain)} >{shlex.quote(context)}/Dockerfile.plain")
     return " && ".join([*commands, shlex.join([*command, context])])
 
@@ -190,7 +198,7 @@ def image(tree: Path, *, labels: Mapping[str, str] | None = None) -> Image:
         elif path.is_file():
             files[name] = path.read_bytes()
             modes[name] = path.stat().st_mode & 0o7777
-    tars = (_base_layer(), _tar(files, modes))
+    tars = (base_tar(), _tar(files, modes))
     layers = (_compressed_base(), gzip.compress(tars[1], 1, mtime=0))
     wanted = dict(image_labels(tree) if labels is None else labels)
     config = json.dumps(
@@ -224,13 +232,14 @@ def pack_image(tree: Path, tag: str, *, labels: Mapping[str, str] | None = None)
 
 
 @cache
-def _base_layer() -> bytes:
+def base_tar() -> bytes:
+    """The BusyBox base as `docker import` takes it."""
     return _tar(base_files())
 
 
 @cache
 def _compressed_base() -> bytes:
-    return gzip.compress(_base_layer(), 6, mtime=0)
+    return gzip.compress(base_tar(), 6, mtime=0)
 
 
 def _tar(files: Mapping[str, bytes | str], modes: Mapping[str, int] | None = None) -> bytes:

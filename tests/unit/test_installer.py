@@ -557,6 +557,7 @@ def test_the_build_context(tmp_path: Path) -> None:
         "opt",
         "base",
         ".dockerignore",
+        "transport.tar",
     }
     Trees(tmp_path).verify(str(context / TREE), BUILD)
 

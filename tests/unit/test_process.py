@@ -113,3 +113,37 @@ def _runs(pid: int) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def test_lines_of_a_long_program_come_as_they_are_said(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line == "ready":
+            # The program waits for this: its line was told before its end.
+            fifo.write_text("go\n")
+
+    process.follow(["sh", "-c", f"echo ready; read -r x <{fifo}; echo $x >&2"], timeout=SOON, say=say)
+    assert lines == ["ready", "go"]
+
+
+def test_a_long_program_that_fails_says_why() -> None:
+    script = "seq 1000; echo last words >&2; exit 3"
+    with pytest.raises(Failure, match=r"exited with 3: .*last words") as failed:
+        process.follow(["sh", "-c", script], timeout=SOON, say=lambda _: None, code=Code.BUILD_FAILED)
+    assert failed.value.code is Code.BUILD_FAILED and "500" not in failed.value.sentence
+
+
+def test_a_long_program_that_never_ends_is_killed_with_its_children() -> None:
+    pids: list[str] = []
+    with pytest.raises(Transient, match=r"did not end within 0\.5 s"):
+        process.follow(["sh", "-c", "sleep 1000 & echo $!; wait"], timeout=0.5, say=pids.append)
+    deadline = time.monotonic() + SOON
+    while (
+        Path(f"/proc/{pids[0]}").exists() and "Z" not in Path(f"/proc/{pids[0]}/stat").read_text().split()[2]
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
