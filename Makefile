@@ -9,11 +9,13 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench install clean
+.PHONY: help demo test test-images lint bench install clean
 
 help:
-	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13)'
+	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
+	@echo '              DRIVER=real takes NVIDIA'"'"'s open modules and tools instead of stand-ins'
 	@echo 'make test     set everything up and run every test'
+	@echo 'make test-images  only those of nvidiad-image: real builds, proofs, publishing'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make bench    measure what docs/performance.md claims'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
@@ -25,13 +27,20 @@ $(VENV)/.ready: setup.cfg
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+# DRIVER=real shows it with NVIDIA's own modules, built here.
+DRIVER ?= stand-in
 demo: $(VENV)/.ready
-	$(BIN)/python -m tests.vm.demo
+	$(BIN)/python -m tests.vm.demo --driver $(DRIVER)
 
 # Tools that single tests skip without.
 test: $(VENV)/.ready
 	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-images: $(VENV)/.ready
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit/image tests/images tests/vm/test_real_driver.py \
+	  tests/host/test_compatibility.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -43,7 +52,7 @@ bench: $(VENV)/.ready
 install:
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
 	$(DESTDIR)$(PREFIX)/bin/pip install --quiet .
-	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad
+	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad $(DESTDIR)$(PREFIX)/bin/nvidiad-image
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"
 	tools/install-man.sh "$(DESTDIR)$(PREFIX)/share/man"
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything of `nvidiad-image`, which makes the images that the daemon pulls; the daemon imports none of it."""
+"""All of `nvidiad-image`, which makes the images that the daemon pulls; the daemon imports none of it."""

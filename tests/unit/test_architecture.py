@@ -24,20 +24,25 @@ FORBIDDEN = {
 # Each foreign package has its rooms.
 ROOMS = {
     "pystemd": {"world/bus.py", "world/notify.py"},
-    "docker": {"world/dockerd.py"},
+    "docker": {"world/dockerd.py", "image/world/engine.py"},
     "pyudev": {"world/gpu.py"},
     "structlog": {"world/journal.py"},
     "subprocess": {"world/process.py"},
     "requests": {"world/dockerd.py"},
-    "urllib3": {"world/dockerd.py"},
+    "urllib3": {"world/dockerd.py", "world/registry.py", "image/world/fetch.py"},
+    "cryptography": {"image/world/signing.py"},
 }
-# World rooms stand alone, but for the two that start programs and write files, and the parts of one thing.
-WORLD_SHARED = {"process", "files"}
+# World rooms stand alone, but for those that start programs or handle files and archives, and the parts of
+# one thing.
+WORLD_SHARED = {"process", "files", "tar"}
 WORLD_PARTS = {
     "modules": {"holders", "kernel_log"},
     "mounts": {"kernel_log"},
     "images": {"dockerd"},
     "trees": {"inspection"},
+    "repository": {"registry"},
+    "engine": {"dockerd"},
+    "workspace": {"compiled"},
 }
 
 

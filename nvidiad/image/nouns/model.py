@@ -36,8 +36,8 @@ class Architecture(StrEnum):
 class OsRelease(Value):
     """One OS release of one architecture.
 
-    A Debian release does not name its kernel: there the kernel release takes the version's place, in tags and
-    trees too (`{kernel}-{driver}`), and the channel is the suite that has the kernel.
+    A Debian release does not name its kernel: there the kernel release takes the version's place, in tags
+    and trees too (`{kernel}-{driver}`), and the channel is the suite that has the kernel.
     """
 
     family: Family
@@ -80,6 +80,9 @@ class DriverSource(Value):
     """Of the package; empty for Debian, whose archive is signed."""
     graphics: bool = False
     """Whether the graphics libraries go into the tree beside those of compute and utility."""
+    fabric_manager: str = ""
+    """A URL or a path of the fabric manager's archive, for hosts with NVSwitches; empty for none."""
+    fabric_manager_sha256: str = ""
 
     def __str__(self) -> str:
         return f"{self.version} ({self.flavour})"

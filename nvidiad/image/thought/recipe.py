@@ -123,6 +123,8 @@ _DRIVER: Mapping[str, Check] = {
     "location": _text("a URL or a path of the package, or a suite of Debian's", _PRINTABLE),
     "sha256": _text("a sha256 of 64 digits from 0 to f", _SHA256),
     "graphics": _boolean,
+    "fabric-manager": _text("a URL or a path of the fabric manager's archive", _PRINTABLE),
+    "fabric-manager-sha256": _text("a sha256 of 64 digits from 0 to f", _SHA256),
     "families": lambda value: tuple(map(Family, _words(tuple(Family))(value))),
 }
 _SIGN: Mapping[str, Check] = {"key": _text("the path of a private key", _PRINTABLE)}
@@ -274,10 +276,13 @@ def _driver(reading: _Reading, place: str, found: dict[str, Any]) -> DriverWish 
         reading.unwanted(place, found, "Debian's archive is signed", "sha256")
     elif found.get("source"):
         complete = reading.wanted(place, found, "sha256") and complete
+    if found.get("fabric-manager"):
+        complete = reading.wanted(place, found, "fabric-manager-sha256") and complete
     if not complete or None in found.values():
         return None
     kind, families = found.pop("source"), found.pop("families", tuple(Family))
-    return DriverWish(DriverSource(kind=kind, **found), families)
+    given = {key.replace("-", "_"): value for key, value in found.items()}
+    return DriverWish(DriverSource(kind=kind, **given), families)
 
 
 def _across(reading: _Reading, systems: Sequence[OsWish], drivers: Sequence[DriverWish]) -> None:

@@ -107,6 +107,12 @@ def test_a_whole_recipe() -> None:
     )
 
 
+def test_the_fabric_manager() -> None:
+    text = f'fabric-manager = "fabricmanager.tar.xz"\nfabric-manager-sha256 = "{SHA}"\n'
+    (wish,) = recipe.load("recipe.toml", TOP + FLATCAR + RUN + text).drivers
+    assert (wish.source.fabric_manager, wish.source.fabric_manager_sha256) == ("fabricmanager.tar.xz", SHA)
+
+
 def test_what_is_not_said_has_its_default() -> None:
     made = recipe.load("recipe.toml", TOP + FLATCAR + DEBIAN + RUN)
     assert (made.developers, made.base, made.connections, made.key) == ("", "", 8, "")
@@ -201,6 +207,11 @@ FAULTS = [
         TOP + FLATCAR + RUN.replace(SHA, SHA.upper()),
         ["recipe.toml:10: driver.1.sha256: expected a sha256"],
         id="sha256",
+    ),
+    pytest.param(
+        TOP + FLATCAR + RUN + 'fabric-manager = "fabricmanager.tar.xz"\n',
+        ["driver.1.fabric-manager-sha256: expected a value"],
+        id="no sha256 of the fabric manager",
     ),
     pytest.param(
         TOP + FLATCAR + RUN.replace('"run"', '"debian"'),
