@@ -42,7 +42,7 @@ _FIELDS = (
     *("schema", "driver", "flavour", "product", "architecture", "os"),
     *("kernel", "vermagic", "compiler", "pci", "files"),
 )
-_CUDA_FIELDS = ("schema", "kind", "version", "architecture", "files")
+_CUDA_FIELDS = ("schema", "kind", "version", "minimum-driver", "architecture", "files")
 
 
 class Manifest(Value):
@@ -60,6 +60,8 @@ class Manifest(Value):
     pci: tuple[str, ...]
     entries: tuple[Entry, ...]
     kind: Kind = Kind.DRIVER
+    minimum_driver: str = ""
+    """The oldest driver that a CUDA works with; empty for a driver."""
 
     @property
     def build(self) -> Build:
@@ -80,9 +82,10 @@ class Manifest(Value):
         return frozenset(parent for entry in self.entries for parent in parents(entry.path))
 
 
-def cuda(version: str, architecture: str, entries: tuple[Entry, ...]) -> Manifest:
-    """The manifest of a CUDA tree, which fits every OS version, kernel and GPU."""
-    return Manifest(version, None, "", architecture, "", "", "", "", "", (), entries, Kind.CUDA)
+def cuda(version: str, minimum_driver: str, architecture: str, entries: tuple[Entry, ...]) -> Manifest:
+    """The manifest of a CUDA tree, which fits every OS version, kernel and GPU, and no older driver."""
+    nothing = ("", "", "", "", "")
+    return Manifest(version, None, "", architecture, *nothing, (), entries, Kind.CUDA, minimum_driver)
 
 
 def parse(text: str) -> Manifest:
@@ -127,8 +130,9 @@ def _parse_cuda(top: Mapping[str, object]) -> Manifest:
     version = _version(top, "version")
     if version == naming.CURRENT:
         refuse(f"version '{version}' is the name of the link to the tree in force")
+    minimum = _matching(top, "minimum-driver", naming.DRIVER, "a driver version")
     architecture = _matching(top, "architecture", _ARCHITECTURE, "an architecture")
-    return cuda(version, architecture, read_entries(top["files"]))
+    return cuda(version, minimum, architecture, read_entries(top["files"]))
 
 
 def render(manifest: Manifest) -> str:
@@ -140,6 +144,7 @@ def render(manifest: Manifest) -> str:
 def _cuda_head(manifest: Manifest) -> str:
     return (
         f'{{"schema": {SCHEMA}, "kind": "{manifest.kind}", "version": {quoted(manifest.driver)},'
+        f' "minimum-driver": {quoted(manifest.minimum_driver)},'
         f' "architecture": {quoted(manifest.architecture)},\n'
     )
 
@@ -163,6 +168,7 @@ def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
             f"{LABEL}schema": str(SCHEMA),
             f"{LABEL}kind": str(manifest.kind),
             f"{LABEL}version": manifest.driver,
+            f"{LABEL}minimum-driver": manifest.minimum_driver,
             f"{LABEL}manifest": sha256,
         }
     return {
@@ -200,6 +206,22 @@ def check_labels(labels: Mapping[str, str], build: Build) -> None:
     if schema != str(SCHEMA):
         refuse(f"the image's schema '{schema}' is unknown, this nvidiad knows {SCHEMA}")
     check_build("the image's labels", labelled(labels), build)
+
+
+def check_driver(labels: Mapping[str, str], build: Build, driver: str) -> None:
+    """Refuse an image of a CUDA that this driver is too old for; one that does not say is taken."""
+    minimum = labels.get(f"{LABEL}minimum-driver", "")
+    if build.kind is Kind.CUDA and driver and minimum and naming.is_older(driver, minimum):
+        raise too_old(build, minimum, driver)
+
+
+def too_old(build: Build, minimum: str, driver: str) -> Permanent:
+    """That a driver is older than what a CUDA needs."""
+    return Permanent(
+        Code.DRIVER_TOO_OLD,
+        f"{build} needs driver {minimum} or a newer one, {driver} is wanted",
+        f"Set 'driver.version' to {minimum} or newer, or 'cuda.version' to an older one.",
+    )
 
 
 def check_build(what: str, found: Build, wanted: Build) -> None:

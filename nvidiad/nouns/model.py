@@ -107,6 +107,8 @@ class Tree(Value):
     libraries: tuple[str, ...] = ()
     """Names that the dynamic linker looks for: the entries `lib*.so.N` of lib64."""
     firmware: bool = False
+    minimum_driver: str = ""
+    """The oldest driver that a CUDA works with; empty for a driver."""
 
 
 class LoadedModule(Value):
@@ -126,6 +128,16 @@ class Holder(Value):
     unit: str
 
 
+class Library(Value):
+    """A driver library as a program gets it that knows nothing but its name."""
+
+    name: str
+    path: str
+    """The path in the linker cache, mostly a symbolic link."""
+    version: str
+    """The driver version in the name of the real file: `libcuda.so.535.309.01`."""
+
+
 class LinkerFacts(Value):
     """What the dynamic linker knows of the driver."""
 
@@ -133,6 +145,8 @@ class LinkerFacts(Value):
     """The text of our ld.so.conf.d file, None where there is none."""
     missing: tuple[str, ...]
     """Libraries of the wanted tree that the cache does not name."""
+    first: tuple[Library, ...] = ()
+    """The libraries that must be of the loaded module's version, as far as the cache has them."""
 
 
 class MountFacts(Value):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Versions become path components and parts of a tag: nothing else may be in them.
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
+DRIVER = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,5}){1,3}")
 MANIFEST = "manifest.json"
 CURRENT = "current"
 _BUNDLES = {Kind.DRIVER: "nvidia", Kind.CUDA: "cuda"}
@@ -24,6 +25,26 @@ PARTIAL = ".partial"
 def is_version(text: str) -> bool:
     """Whether `text` may stand in a path and in a tag."""
     return VERSION.fullmatch(text) is not None and ".." not in text
+
+
+def is_driver(text: str) -> bool:
+    """Whether `text` is a driver version as NVIDIA writes them: two to four numbers (`535.309.01`)."""
+    return DRIVER.fullmatch(text) is not None
+
+
+def is_older(driver: str, other: str) -> bool:
+    """Whether a driver version is an older one than another; compared number by number, never as text.
+
+    A number that one of them lacks counts as 0, and what follows a field's number is not looked at.
+    """
+    one, two = _numbers(driver), _numbers(other)
+    length = max(len(one), len(two))
+    return one + (0,) * (length - len(one)) < two + (0,) * (length - len(two))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = (re.match("[0-9]+", field) for field in version.split("."))
+    return tuple(int(match[0]) if match else 0 for match in found)
 
 
 def image_tag(template: str, build: Build) -> str:

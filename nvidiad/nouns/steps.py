@@ -26,6 +26,8 @@ class InstallTree(Value):
 
     reference: str
     build: Build
+    driver: str = ""
+    """The wanted driver, which a CUDA must not be too new for; empty where that is not asked."""
 
     def describe(self) -> str:
         return f"install '{self.build}' from '{self.reference}' and verify it"

@@ -28,7 +28,7 @@ from nvidiad.thought import parse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nvidiad.nouns.model import DriverFacts, Holder, ModuleFile, MountFacts, Tree
+    from nvidiad.nouns.model import DriverFacts, Holder, LinkerFacts, ModuleFile, MountFacts, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.config import Settings
 
@@ -89,8 +89,31 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
         return Plan(f"'{tree.build}' cannot be brought up", problem=problem)
     steps = (*_exposure_steps(facts, settings, tree), *_module_steps(facts, settings, tree))
     if not steps:
-        return Plan(f"'{tree.build}' is in force")
+        # With steps to do it is the check at their end that says so: they may be what mends it.
+        return Plan(f"'{tree.build}' is in force", problem=mismatch(loaded_version(facts), facts.linker))
     return Plan(f"'{tree.build}' is on disk but not in force", (*steps, _check(facts, settings, tree)))
+
+
+def loaded_version(facts: DriverFacts) -> str | None:
+    """The version of the loaded driver, None where none is loaded or it says none."""
+    return next((module.version for module in facts.loaded if module.name == "nvidia"), None)
+
+
+def mismatch(loaded: str | None, linker: LinkerFacts) -> Problem | None:
+    """Why programs would meet NVML's "Driver/library version mismatch": another driver's library is first.
+
+    The kernel module refuses whoever comes with a library of another version.
+    """
+    wrong = next((library for library in linker.first if loaded and library.version != loaded), None)
+    if wrong is None:
+        return None
+    return Problem(
+        Code.VERSION_MISMATCH,
+        f"programs get '{wrong.name}' of driver {wrong.version} from '{wrong.path}', "
+        f"but driver {loaded} is loaded",
+        f"Remove what brings '{wrong.path}' (a package of the distribution, or another installer), "
+        "then run ldconfig.",
+    )
 
 
 def deactivate(facts: DriverFacts, settings: Settings, holders: Sequence[Holder] = ()) -> Plan:
@@ -190,7 +213,8 @@ def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
     driver = settings.driver.version
     other = next((m for m in facts.loaded if m.name == "nvidia" and m.version != driver), None)
     if other:
-        return Problem(
+        # Usable until the reboot, unless its libraries have gone already.
+        return _without_libraries(facts, other.version) or Problem(
             Code.DRIVER_MISMATCH,
             f"driver {other.version} is loaded, {driver} is wanted",
             "It changes at the next reboot.",
@@ -229,6 +253,19 @@ def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
             "Sign the modules with a key that this kernel trusts, or turn Secure Boot off.",
         )
     return None
+
+
+def _without_libraries(facts: DriverFacts, loaded: str | None) -> Problem | None:
+    """Why a loaded driver that waits for the reboot is of no use until then."""
+    current = next((tree for tree in facts.trees if tree.path == facts.current), None)
+    if loaded and current and current.build.driver != loaded:
+        return Problem(
+            Code.VERSION_MISMATCH,
+            f"'current' names '{current.path}' of driver {current.build.driver}, "
+            f"but driver {loaded} is loaded",
+            "Reboot; until then no program that is started anew can use the GPU.",
+        )
+    return mismatch(loaded, facts.linker)
 
 
 def _exposure_steps(facts: DriverFacts, settings: Settings, tree: Tree) -> tuple[Step, ...]:

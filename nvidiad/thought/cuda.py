@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns import naming
-from nvidiad.nouns.model import Build, Kind
+from nvidiad.nouns import manifest, naming
+from nvidiad.nouns.model import Build, Kind, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import CudaFacts, Tree
+    from nvidiad.nouns.model import CudaFacts, Problem, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.config import Settings
 
@@ -31,15 +31,37 @@ def retry_key(image: str) -> str:
     return f"cuda {image}"
 
 
+def refusal(facts: CudaFacts, build: Build, settings: Settings) -> Problem | None:
+    """Why the wanted CUDA, which is on disk, is not to be current: the wanted driver is too old for it."""
+    tree, driver = _on_disk(facts, build), settings.driver.version
+    if tree is None or not driver or not naming.is_older(driver, tree.minimum_driver):
+        return None
+    return problem_of(manifest.too_old(build, tree.minimum_driver, driver))
+
+
 def steps(facts: CudaFacts, build: Build, settings: Settings) -> tuple[Step, ...]:
     """Fetch it where it is not on disk and let `current` name it; nothing where it does."""
-    tree = next((tree for tree in facts.trees if tree.build == build), None)
+    tree = _on_disk(facts, build)
     if tree and tree.path == facts.current:
         return ()
     image, root = reference(build, settings), settings.install.root
     place = tree.path if tree else str(naming.tree_path(root, build))
-    fetch: tuple[Step, ...] = () if tree else (PullImage(image, build), InstallTree(image, build))
+    fetch: tuple[Step, ...] = (
+        () if tree else (PullImage(image, build), InstallTree(image, build, settings.driver.version))
+    )
     return (*fetch, SelectTree(place, str(naming.current_path(root, Kind.CUDA))))
+
+
+def _on_disk(facts: CudaFacts, build: Build) -> Tree | None:
+    return next((tree for tree in facts.trees if tree.build == build), None)
+
+
+def warning(facts: CudaFacts, build: Build, problem: Problem) -> str:
+    """What of CUDA's problem is told among the warnings."""
+    tree = _on_disk(facts, build)
+    # Current once, it stays so: pods have it mounted.
+    told = tree is not None and tree.path == facts.current
+    return problem.sentence if told else f"{build} is not in force: {problem.sentence}"
 
 
 def expendable(facts: CudaFacts, build: Build | None) -> tuple[Tree, ...]:

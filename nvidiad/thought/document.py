@@ -76,6 +76,7 @@ def _observed(status: Status, memory: Memory | None) -> Document:
             "way": str(status.exposure),
             "reason": status.exposure_reason,
             "missing": list(host.linker.missing),
+            "first": [{"name": f.name, "path": f.path, "version": f.version} for f in host.linker.first],
         },
         "units": [_unit(unit, gated=unit.name in facts.gates) for unit in facts.units],
         "update": update

@@ -338,7 +338,7 @@ def gpu_minor(text: str) -> int | None:
 
 
 # ---------------------------------------------------------------------------------------------------
-# The bus and the linker
+# The bus
 
 
 def update_status(fields: Sequence[object]) -> UpdateStatus:
@@ -356,42 +356,3 @@ def update_status(fields: Sequence[object]) -> UpdateStatus:
     known = version if naming.is_version(version) and version.strip("0.") else ""
     # `not >` is also true of NaN, which would not survive JSON
     return UpdateStatus(operation, known, 0.0 if not progress > 0 else float(min(progress, 1.0)))
-
-
-_OLD_MAGIC = b"ld.so-1.7.0"
-_NEW_MAGIC = b"glibc-ld.so.cache1.1"
-
-
-def _cache_paths(cache: bytes) -> Iterable[bytes]:
-    """The paths in an ld.so.cache: the old format, the new one, or the new one behind the old one."""
-    start = cache.find(_NEW_MAGIC)
-    if start >= 0:
-        # magic (20), count, length of the strings, flags, extensions, 3 unused; offsets from `start`
-        count_at, entries, size, base = start + 20, start + 48, 24, start
-    elif cache.startswith(_OLD_MAGIC):
-        # magic (11, padded to 12), count; offsets from behind the entries
-        count_at, entries, size, base = 12, 16, 12, -1
-    else:
-        return
-    if len(cache) < entries:
-        return
-    (count,) = struct.unpack_from("<I", cache, count_at)
-    count = min(count, (len(cache) - entries) // size)
-    base = entries + count * size if base < 0 else base
-    for index in range(count):
-        # flags, key, value: the value is the path. glibc lets strings share their ends, so a path may
-        # begin inside another one: only the offsets tell where.
-        (value,) = struct.unpack_from("<I", cache, entries + index * size + 8)
-        end = cache.find(b"\0", base + value)
-        if base + value < len(cache) and end >= 0:
-            yield cache[base + value : end]
-
-
-def ld_so_names(cache: bytes, directory: str) -> frozenset[str]:
-    """The file names that an ld.so.cache has from exactly this directory."""
-    prefix = directory.rstrip("/").encode("utf-8", "surrogateescape") + b"/"
-    return frozenset(
-        path[len(prefix) :].decode("utf-8", "surrogateescape")
-        for path in _cache_paths(cache)
-        if path.startswith(prefix) and b"/" not in path[len(prefix) :]
-    )

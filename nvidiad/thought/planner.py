@@ -103,7 +103,7 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
             for unit in facts.units
             if unit.load == "masked" or (unit.active == "failed" and unit.name != DRIVER_UNIT)
         )
-        + ((f"{build} is not in force: {problem.sentence}",) if problem else ()),
+        + ((cuda.warning(facts.cuda, build, problem),) if build and problem else ()),
         cuda=CudaStatus(build, cuda.reference(build, settings), problem) if build else None,
     )
 
@@ -128,6 +128,8 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
 def _with_cuda(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     """CUDA's steps where nothing of the driver is left to do: a long pull must not stand before that."""
     build = cuda.wanted(settings)
+    if build and (refusal := cuda.refusal(facts.cuda, build, settings)):
+        return replace(plan, cuda_problem=refusal)
     steps = cuda.steps(facts.cuda, build, settings) if build else ()
     if build is None or not steps:
         return plan
@@ -253,8 +255,9 @@ def _phase(facts: HostFacts, settings: Settings, plan: Plan) -> tuple[Phase, str
     if not facts.driver.gpus:
         return Phase.NO_GPU, "this host has no NVIDIA GPU"
     unit = facts.unit(DRIVER_UNIT)
-    in_force = unit is not None and unit.active == "active" and not activate(facts.driver, settings).steps
-    if in_force:
+    bring_up = activate(facts.driver, settings)
+    # The unit is active also where a GPU has come since, and its driver is still to be fetched.
+    if unit is not None and unit.active == "active" and not bring_up.steps and not bring_up.problem:
         return (
             Phase.READY,
             f"driver {build.driver} is in force on {facts.driver.release.name or build.os_version}",

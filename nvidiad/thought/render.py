@@ -175,9 +175,14 @@ def _cuda_rows(document: Document) -> Rows:
     if not cuda:
         return []
     trees = _objects(cuda.get("installed"))
-    rows = [("CUDA", f"{_text(t.get('version'))} (current)") for t in trees if t.get("current") is True]
+    code = _text(_object(cuda.get("problem")).get("code"))
+    rows: Rows = []
+    for tree in trees:
+        if tree.get("current") is True:
+            # Current and with a problem: the driver has become too old for it since.
+            also = f", {code}" if code and tree.get("wanted") is True else ""
+            rows.append(("CUDA", f"{_text(tree.get('version'))} (current{also})"))
     if not any(tree.get("current") is True and tree.get("wanted") is True for tree in trees):
-        code = _text(_object(cuda.get("problem")).get("code"))
         rows.append(("CUDA", f"{_text(cuda.get('wanted'))} (wanted{', ' + code if code else ''})"))
     return rows
 

@@ -30,6 +30,7 @@ from nvidiad.nouns.steps import (
     WriteGates,
     step_name,
 )
+from nvidiad.thought import activation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,13 +124,17 @@ class DriverEngine:
                 "Reboot; if it stays so, another driver is loaded early at boot.",
             )
         nodes = self.driver.nodes.missing()
-        libraries = self.driver.linker.facts(step.directory, step.libraries).missing
+        linker = self.driver.linker.facts(step.directory, step.libraries)
+        libraries = linker.missing
         if nodes or libraries:
             raise Transient(
                 Code.EXPOSURE_FAILED,
                 f"missing after activation: {', '.join((*nodes, *libraries))}",
                 f"See what ldconfig says of '{step.directory}'; every library needs its own SONAME.",
             )
+        # Now that ours are in the cache: does something else still come before them?
+        if shadowed := activation.mismatch(version, linker):
+            raise Permanent(shadowed.code, shadowed.sentence, shadowed.remedy)
 
     def _tell(self, result: StepResult) -> None:
         fields = {"step": step_name(result.step), "seconds": round(result.seconds, 3)}
@@ -201,7 +206,9 @@ class Engine(DriverEngine):
         """Run what was pulled in this plan, by digest: a tag may have moved meanwhile."""
         images, trees = self._ports.images, self.driver.trees
         digest = self._digests.get(step.reference) or images.resolve(step.reference)
-        manifest.check_labels(images.labels(step.reference, digest), step.build)
+        labels = images.labels(step.reference, digest)
+        manifest.check_labels(labels, step.build)
+        manifest.check_driver(labels, step.build, step.driver)
         images.install(step.reference, digest, trees.root, self._report_progress)
         tree = str(naming.tree_path(PurePosixPath(trees.root), step.build))
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import CudaFacts, DriverFacts, HostFacts, Kind, ModuleFile, problem_of
+from nvidiad.nouns.model import CudaFacts, DriverFacts, HostFacts, Kind, LinkerFacts, ModuleFile, problem_of
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, cuda, planner
 
@@ -34,11 +34,13 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
         wanted_modules=(),
         loaded=ports.modules.loaded(),
         mounts=mounts,
-        linker=ports.linker.facts(activation.linker_directory(exposure, settings), ()),
+        linker=LinkerFacts(None, ()),
         firmware_path=ports.modules.firmware_path(),
         nodes_missing=ports.nodes.missing(),
     )
     tree = activation.find_tree(facts, settings)
+    directory = activation.linker_directory(exposure, settings)
+    facts = replace(facts, linker=ports.linker.facts(directory, tree.libraries if tree else ()))
     if tree is None:
         return facts
     # The rest can only be looked at where the wanted tree is.
@@ -48,12 +50,7 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
         modules = ports.modules.read(tree.path, kernel)
     except Failure as failure:
         problem = problem_of(failure)
-    return replace(
-        facts,
-        wanted_modules=modules,
-        tree_problem=problem,
-        linker=ports.linker.facts(activation.linker_directory(exposure, settings), tree.libraries),
-    )
+    return replace(facts, wanted_modules=modules, tree_problem=problem)
 
 
 def last_activation(memories: Memories) -> Problem | None:

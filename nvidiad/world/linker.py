@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import LinkerFacts
-from nvidiad.thought import parse
+from nvidiad.nouns.model import Library, LinkerFacts
+from nvidiad.thought import ldcache
 from nvidiad.world import files, process
 
 CONFIGURATION = "etc/ld.so.conf.d/nvidiad.conf"
 CACHE = "etc/ld.so.cache"
 # ldconfig reads the head of every library on the host; on a cold disk that takes its time.
 TIMEOUT = 180.0
+# The two that every program of the driver comes through; both refuse a module of another version.
+CHECKED = ("libnvidia-ml.so.1", "libcuda.so.1")
+# What CUDA's forward compatibility packages bring on purpose newer than the module, and their directory.
+COMPATIBLE, COMPATIBILITY = "libcuda.so.1", "compat"
 # One directory may have more than one name, and ldconfig keeps the first that it meets.
 SYSTEM = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 
@@ -25,14 +30,19 @@ class Linker:
         self.root = root
 
     def facts(self, directory: str, libraries: tuple[str, ...]) -> LinkerFacts:
-        """Our configuration, and which of the libraries the cache does not have from `directory`."""
+        """Our configuration, which of the libraries the cache does not have from `directory`, and what of a
+        driver it has first.
+        """
         try:
             configuration = (self.root / CONFIGURATION).read_text(encoding="utf-8", errors="replace")
         except OSError:
             configuration = None
-        known = self._names(directory) if libraries else frozenset()
+        entries = self._entries()
+        known = self._names(entries, directory) if libraries else frozenset()
         missing = tuple(name for name in libraries if name not in known)
-        return LinkerFacts(configuration, self._without_aliases(directory, missing, known))
+        return LinkerFacts(
+            configuration, self._without_aliases(directory, missing, known), self._first(entries)
+        )
 
     def configure(self, text: str | None) -> None:
         """Write our file, or remove it; the cache does not change before refresh."""
@@ -57,16 +67,39 @@ class Linker:
             remedy="Run 'ldconfig -v' and see what it minds.",
         )
 
-    def _names(self, directory: str) -> frozenset[str]:
+    def _entries(self) -> tuple[ldcache.Entry, ...]:
         try:
-            cache = (self.root / CACHE).read_bytes()
+            return ldcache.read((self.root / CACHE).read_bytes())
         except OSError:
-            return frozenset()
-        names = parse.ld_so_names(cache, directory)
+            return ()
+
+    def _names(self, entries: tuple[ldcache.Entry, ...], directory: str) -> frozenset[str]:
+        names = ldcache.names(entries, directory)
         for alias in SYSTEM:
             if alias != directory and self._same(alias, directory):
-                names |= parse.ld_so_names(cache, alias)
+                names |= ldcache.names(entries, alias)
         return names
+
+    def _first(self, entries: tuple[ldcache.Entry, ...]) -> tuple[Library, ...]:
+        """What a program gets for the checked libraries: the first of its ABI, wherever that is.
+
+        One that is not there any more, or whose real file carries no driver version, says nothing.
+        """
+        found = []
+        for name in CHECKED:
+            path = ldcache.first(entries, name, os.uname().machine)
+            if path is None or not (real := self._real(path)):
+                continue
+            version = ldcache.driver_version(real.name)
+            if version is not None and not (name == COMPATIBLE and real.parent.name == COMPATIBILITY):
+                found.append(Library(name, path, version))
+        return tuple(found)
+
+    def _real(self, path: str) -> Path | None:
+        try:
+            return (self.root / path.lstrip("/")).resolve(strict=True)
+        except OSError:
+            return None
 
     def _without_aliases(
         self, directory: str, missing: tuple[str, ...], known: frozenset[str]

@@ -181,6 +181,7 @@ class Trees:
             flavour=manifest.flavour,
             libraries=tuple(sorted(m[1] for e in manifest.entries if (m := _SONAME.fullmatch(e.path)))),
             firmware=f"lib/firmware/nvidia/{manifest.driver}" in manifest.directories(),
+            minimum_driver=manifest.minimum_driver,
         )
 
     def _complete(self, path: Path) -> Tree:

@@ -26,10 +26,10 @@ def configuration(version: str) -> str:
     return road.configuration(cuda={"version": version, "repository": REPOSITORY})
 
 
-def publish(host: Host, version: str, tag: str = "") -> str:
+def publish(host: Host, version: str, tag: str = "", *, minimum_driver: str = "525.60.13") -> str:
     """Build the image of a stand-in CUDA and push it to the host's plain registry; the digest."""
     with tempfile.TemporaryDirectory() as made:
-        packed = image.image(builder.cuda_payload(Path(made), version))
+        packed = image.image(builder.cuda_payload(Path(made), version, minimum_driver))
     return road.within(host, lambda: packed.push("http://127.0.0.1:5000", "cuda", tag or version))
 
 
@@ -119,6 +119,35 @@ def test_an_image_that_is_another_cuda_is_refused_and_one_comes_by_hand(host: Ho
     document = road.wait_status(host, lambda d: len(d["cuda"]["installed"]) == 2, "both are seen")
     assert document["cuda"]["current"] == f"/opt/cuda/{FIRST}"
     assert document["driver"]["current"] == f"/opt/nvidia/{road.DRIVER}/{RELEASE[0]}"
+
+
+def test_a_cuda_that_needs_a_newer_driver_is_refused_and_holds_nothing_up(host: Host) -> None:
+    road.install(host, configuration(SECOND))
+    road.publish(host)
+    # As text it would be the older one.
+    publish(host, SECOND, minimum_driver="1000.1")
+    host.systemctl("start", "nvidiad.service")
+    road.wait_ready(host)
+    document = wait_problem(host)
+    assert document["cuda"]["problem"]["code"] == "driver-too-old"
+    needs = f"CUDA {SECOND} needs driver 1000.1 or a newer one, {road.DRIVER} is wanted"
+    assert document["cuda"]["problem"]["sentence"] == needs
+    assert (document["phase"], document["problem"], document["cuda"]["current"]) == ("ready", None, None)
+    assert document["warnings"] == [f"CUDA {SECOND} is not in force: {needs}"]
+    # Its label says it: the installer has not run.
+    assert not host.exists("/opt/cuda")
+    assert f"CUDA: {SECOND} (wanted, driver-too-old)" in host.nvidiad("status").out
+    assert host.state(KUBELET) == "active"
+
+    # By hand it can be laid down, and still does not become current.
+    host.nvidiad("install", f"{REPOSITORY}:{SECOND}", check=True)
+    road.wait_status(host, lambda d: d["cuda"]["installed"], "it is on disk")
+    document = wait_problem(host)
+    assert (document["cuda"]["problem"]["sentence"], document["cuda"]["current"]) == (needs, None)
+    # One that is not too new goes its way.
+    publish(host, FIRST, minimum_driver=road.DRIVER)
+    road.configure(host, configuration(FIRST))
+    assert wait_current(host, FIRST)["warnings"] == []
 
 
 @NO_GPU

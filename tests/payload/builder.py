@@ -146,7 +146,7 @@ def payload(
     return tree
 
 
-def cuda_payload(dest: Path, version: str) -> Path:
+def cuda_payload(dest: Path, version: str, minimum_driver: str = "525.60.13") -> Path:
     """Make `dest`/opt/cuda/VERSION, a stand-in for CUDA's package, and give its path."""
     tree = dest / "opt/cuda" / version
     _put(tree / "bin/nvcc", f'#!/bin/sh\necho "stand-in for nvcc {version}"\n'.encode(), 0o755)
@@ -156,7 +156,7 @@ def cuda_payload(dest: Path, version: str) -> Path:
     (target / "libcudart.so.12").symlink_to(f"libcudart.so.{version}")
     # As in NVIDIA's own package: a link to a directory.
     (tree / "lib64").symlink_to("targets/x86_64-linux/lib")
-    write_manifest(tree, manifests.render(manifests.cuda(version, "x86_64", entries(tree))))
+    write_manifest(tree, manifests.render(manifests.cuda(version, minimum_driver, "x86_64", entries(tree))))
     return tree
 
 

@@ -107,7 +107,7 @@ PROBLEMS = {
         "bound to 'nouveau'",
     ),
     "another driver is loaded": (
-        f.driver(loaded=(LoadedModule("nvidia", "470.1", 1),)),
+        f.driver(loaded=(LoadedModule("nvidia", "470.1", 1),), current="/opt/nvidia/470.1/3975.2.0"),
         Code.DRIVER_MISMATCH,
         "driver 470.1 is loaded, 535.309.01 is wanted",
     ),

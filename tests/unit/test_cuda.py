@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.manifest import LinkEntry
 from nvidiad.nouns.model import (
@@ -87,7 +88,7 @@ HOSTS = {
     ),
     "a gate is to be written first": (f.host(gates=()), ["order kubelet.service after nvidia.service"]),
     "the driver waits for the reboot": (
-        f.host(f.driver(loaded=(LoadedModule("nvidia", "470.1", 3),))),
+        f.host(f.driver(loaded=(LoadedModule("nvidia", "470.1", 3),), current="/opt/nvidia/470.1/3975.2.0")),
         [*FETCH, SELECT],
     ),
     "the driver cannot be brought up": (f.host(f.installed(lockdown="integrity"), units=f.DOWN), []),
@@ -126,6 +127,40 @@ def test_a_failure_is_a_warning_and_waits_for_its_time() -> None:
 def test_a_failure_that_is_over_is_not_told() -> None:
     assert assess(f.host(cuda=THERE), FAILED).warnings == ()
     assert assess(f.host(), FAILED, more="").warnings == ()
+
+
+TOO_NEW = replace(TREE, minimum_driver="550.54.15")
+NEEDS = "CUDA 12.4.1 needs driver 550.54.15 or a newer one, 535.309.01 is wanted"
+
+
+@pytest.mark.parametrize(
+    ("facts", "warning"),
+    [
+        pytest.param(
+            CudaFacts((OLD, TOO_NEW), OLD.path),
+            f"CUDA 12.4.1 is not in force: {NEEDS}",
+            id="an older is current",
+        ),
+        pytest.param(CudaFacts((TOO_NEW,)), f"CUDA 12.4.1 is not in force: {NEEDS}", id="none is current"),
+        pytest.param(CudaFacts((TOO_NEW,), TOO_NEW.path), NEEDS, id="the driver has been taken back"),
+    ],
+)
+def test_a_driver_that_is_too_old(facts: CudaFacts, warning: str) -> None:
+    status = assess(f.host(cuda=facts))
+    assert (status.phase, status.problem, steps(decide(f.host(cuda=facts)))) == (Phase.READY, None, [])
+    assert status.warnings == (warning,)
+    assert status.cuda is not None and status.cuda.problem is not None
+    assert status.cuda.problem.code is Code.DRIVER_TOO_OLD
+    assert "driver-too-old" in text(made(f.host(cuda=facts)), now=NOW, colour=False)
+    # The driver is rolled forward: nothing else has to happen.
+    newer = "[driver]\nversion = '550.54.15'\n" + MORE
+    assert cuda.refusal(facts, BUILD, f.settings(newer)) is None
+
+
+def test_the_driver_that_is_wanted_goes_with_the_installation() -> None:
+    (_, install, _) = decide(f.host()).steps
+    assert isinstance(install, InstallTree)
+    assert install.driver == f.DRIVER
 
 
 def test_every_step_counts_under_the_image() -> None:
@@ -249,9 +284,9 @@ def test_the_metrics() -> None:
 # ---------------------------------------------------------------------------------------------------
 # The manifest
 
-MANIFEST = manifests.cuda("12.4.1", "x86_64", (LinkEntry("lib64", "targets/lib"),))
+MANIFEST = manifests.cuda("12.4.1", "525.60.13", "x86_64", (LinkEntry("lib64", "targets/lib"),))
 TEXT = """\
-{"schema": 1, "kind": "cuda", "version": "12.4.1", "architecture": "x86_64",
+{"schema": 1, "kind": "cuda", "version": "12.4.1", "minimum-driver": "525.60.13", "architecture": "x86_64",
  "files": [
 {"path": "lib64", "type": "link", "target": "targets/lib"}
 ]}
@@ -262,6 +297,10 @@ REFUSED = [
     ('"12.4.1"', '"current"', "'current' is the name of the link"),
     ('"12.4.1"', '"../1"', "is no version"),
     ('"12.4.1"', '""', "is no version"),
+    ('"525.60.13"', '"525"', "field 'minimum-driver' of the document is not a driver version: '525'"),
+    ('"525.60.13"', '"525.60.13-grid"', "is not a driver version"),
+    ('"525.60.13"', '""', "is not a driver version"),
+    (', "minimum-driver": "525.60.13"', "", "field 'minimum-driver' of the document is missing"),
     ('"x86_64"', '"X"', "is not an architecture"),
     (', "architecture": "x86_64"', "", "field 'architecture' of the document is missing"),
     ('"version"', '"driver"', "field 'version' of the document is missing"),
@@ -292,8 +331,42 @@ def test_the_installer_reads_the_same(bench: Bench) -> None:
         assert read(bench, other)[0] != 0
 
 
+@pytest.mark.parametrize(
+    ("driver", "minimum", "older"),
+    [
+        ("535.261.03", "525.60.13", False),
+        ("525.60.13", "525.60.13", False),
+        ("525.60.13", "525.105.17", True),  # as text it would be the newer one
+        ("99.1", "525.60.13", True),
+        ("1000.1", "525.60.13", False),
+        ("535.54", "535.54.03", True),
+        ("535.54.00", "535.54", False),
+        ("535.261.03-grid", "535.261.03", False),
+        ("535.261.03-grid", "535.261.04", True),
+    ],
+)
+def test_drivers_are_compared_by_their_numbers(driver: str, minimum: str, *, older: bool) -> None:
+    assert naming.is_older(driver, minimum) is older
+    labels = manifests.labels(replace(MANIFEST, minimum_driver=minimum), "0" * 64)
+    if not older:
+        manifests.check_driver(labels, BUILD, driver)
+        return
+    with pytest.raises(Permanent) as caught:
+        manifests.check_driver(labels, BUILD, driver)
+    assert caught.value.code is Code.DRIVER_TOO_OLD
+    assert caught.value.sentence == f"CUDA 12.4.1 needs driver {minimum} or a newer one, {driver} is wanted"
+
+
+def test_what_names_no_minimum_driver_is_not_refused() -> None:
+    labels = manifests.labels(replace(MANIFEST, minimum_driver="999.1"), "0" * 64)
+    manifests.check_driver({}, BUILD, f.DRIVER)
+    manifests.check_driver(labels, BUILD, "")  # installed by hand: nobody asks
+    manifests.check_driver(labels, f.BUILD, f.DRIVER)
+
+
 def test_labels() -> None:
     labels = manifests.labels(MANIFEST, "0" * 64)
+    assert labels["io.nvidiad.minimum-driver"] == "525.60.13"
     manifests.check_labels(labels, BUILD)
     assert manifests.labelled(labels) == BUILD
     # The Dockerfile sets them all, and an older one knows no kind.

@@ -258,7 +258,7 @@ def test_manual_pages_build(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", MANUALS, ids=lambda path: path.stem)
 def test_manual_pages_are_what_the_units_point_to(source: Path) -> None:
-    assert re.match(r"[a-z.]+\([58]\)\n\n# NAME\n\n\S+ - ", source.read_text())
+    assert re.match(r"[a-z.-]+\([58]\)\n\n# NAME\n\n\S+ - ", source.read_text())
 
 
 def test_units_point_to_manual_pages_that_exist() -> None:

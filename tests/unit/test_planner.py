@@ -147,7 +147,7 @@ def test_a_failed_activation_waits_with_its_own_words() -> None:
 
 def test_another_driver_in_use_waits_for_the_reboot_and_names_who_uses_it() -> None:
     facts = f.host(
-        f.driver(loaded=(LoadedModule("nvidia", "470.1", 3),)),
+        f.driver(loaded=(LoadedModule("nvidia", "470.1", 3),), current="/opt/nvidia/470.1/3975.2.0"),
         holders=(Holder(42, "python3", "kubepods-pod1.slice"),),
     )
     plan = decide(facts)
@@ -160,6 +160,13 @@ def test_another_driver_in_use_waits_for_the_reboot_and_names_who_uses_it() -> N
 def test_the_other_drivers_tree_is_fetched_before_the_reboot() -> None:
     facts = f.host(f.driver(trees=(), wanted_modules=(), loaded=(LoadedModule("nvidia", "470.1", 3),)))
     assert steps(decide(facts)) == PULL
+
+
+def test_a_gpu_that_came_while_the_unit_was_active_is_not_ready_before_its_driver_is_there() -> None:
+    facts = f.host(f.bare(), units=(f.UNITS[0], f.DOWN[1], f.UNITS[2]))
+    plan = decide(facts)
+    assert steps(plan) == PULL
+    assert planner.assess(facts, f.settings(), plan, now=NOW).phase is Phase.CONVERGING
 
 
 def test_a_start_that_failed_does_not_stop_the_next_unit() -> None:

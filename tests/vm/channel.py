@@ -95,8 +95,9 @@ class Monitor:
                 self._events.append(message)
             elif "error" in message:
                 raise MachineError(f"{name}: {message['error']['desc']}")
-            else:
+            elif "return" in message:
                 return message["return"]
+            # The greeting may come behind an event that was taken for it.
 
     def event(self, name: str, timeout: float) -> dict[str, Any]:
         """The data of the next event of this name; EOFError when QEMU ends before it comes."""

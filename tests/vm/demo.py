@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make demo`: the main job on a machine shaped like Container Linux, told as a timeline."""
+"""`make demo`: the main job in a virtual machine, told as a timeline; DRIVER=real takes NVIDIA's."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.beds.common import BedError
-from tests.vm import product, road
+from tests.vm import product, real, road
 from tests.vm.channel import MachineError
 from tests.vm.disk import RELEASES, disk
 from tests.vm.kernels import kernels
@@ -41,10 +43,17 @@ class Timeline:
 
 def main() -> int:
     """Run the demo; 0 when every station was as it should be."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    wanted = os.environ.get("DRIVER") or "stand-in"
+    parser.add_argument("--driver", choices=("stand-in", "real"), default=wanted)
+    chosen = parser.parse_args().driver
     timeline = Timeline()
     try:
         with tempfile.TemporaryDirectory(prefix="nvidiad-demo-", dir="/var/tmp") as folder:
-            show(timeline, Path(folder))
+            if chosen == "real":
+                show_real(timeline, Path(folder))
+            else:
+                show(timeline, Path(folder))
     except (AssertionError, BedError, MachineError) as error:
         timeline.say(f"demo: failed: {error}")
         return 1
@@ -121,6 +130,84 @@ def check(machine: Machine, slot: str) -> None:
         for unit in ("nvidia.service", "nvidia-persistenced.service", "kubelet.service")
     )
     assert driver <= persistence <= kubelet, (driver, persistence, kubelet)
+
+
+def show_real(timeline: Timeline, folder: Path) -> None:
+    """The real driver, an update to a kernel that it cannot be built for, and the way back offline."""
+    timeline.say(
+        "preparing the virtual machine and the driver's image (the first time the driver is compiled)"
+    )
+    real.machine_disk()
+    real.image()
+    timeline.say(f"slot A: Debian 12 with kernel {real.KERNEL}; slot B: Debian 12 with kernel {real.NEWER}")
+    with Machine(folder / "machine", real.hardware(), boot_disk=real.machine_disk()) as machine:
+        machine.boot("A", card=True)
+        timeline.say(
+            f"the host runs kernel {real.KERNEL}, {machine.seconds:.1f} s after power-on; no driver"
+        )
+        product.install(machine)
+        real.configure(machine)
+        machine.run("systemctl enable -q docker.socket docker-registry kubelet nvidiad", check=True)
+        machine.run("systemctl start docker.socket docker-registry", 180, check=True)
+        real.publish(machine)
+        timeline.say(
+            f"the registry holds NVIDIA's open {real.DRIVER}, built for {real.KERNEL}, and the list"
+        )
+        first_real_installation(timeline, machine)
+        real_update(timeline, machine)
+        roll_back(timeline, machine)
+
+
+def first_real_installation(timeline: Timeline, machine: Machine) -> None:
+    timeline.say("$ systemctl start nvidiad")
+    machine.run("systemctl start nvidiad", check=True)
+    road.wait_phase(machine, "ready", 400)
+    timeline.say("ready: pulled, verified, installed; the real nvidia.ko is bound to the card")
+    check_real(machine)
+    timeline.station(machine, f"first installation on kernel {real.KERNEL}")
+    for command in ("head -1 /proc/driver/nvidia/version", f"{real.CURRENT}/bin/nvidia-smi -h | head -1"):
+        print(f"  $ {command}")
+        for line in machine.run(command).out.splitlines():
+            print(f"  {line}")
+    print(f"  NVML says: {real.ask_nvml(machine)}\n", flush=True)
+
+
+def real_update(timeline: Timeline, machine: Machine) -> None:
+    timeline.say("the OS updates itself: slot B gets the higher priority, and the host reboots unattended")
+    machine.set_next_slot("B")
+    machine.reboot()
+    timeline.say(f"the boot loader took slot {machine.slot}; multi-user after {machine.seconds:.1f} s")
+    document = road.wait_phase(machine, "waiting")
+    assert document["kernel"]["release"] == real.NEWER, document["kernel"]
+    assert document["problem"]["code"] == "image-unbuildable", document["problem"]
+    assert "pci_resize_resource" in document["problem"]["sentence"], document["problem"]
+    assert machine.run("systemctl is-active kubelet").out.strip() != "active", "the kubelet runs"
+    assert machine.run("test -e /sys/module/nvidia").rc == 1, "a driver was loaded"
+    timeline.say("no driver can be built for this kernel: the kubelet is held, and the status says why")
+    timeline.station(machine, f"after the update to kernel {real.NEWER}")
+
+
+def roll_back(timeline: Timeline, machine: Machine) -> None:
+    timeline.say("back to slot A, without registry and container engine")
+    machine.set_next_slot("A")
+    machine.run("systemctl disable -q --now docker.socket docker docker-registry", 180, check=True)
+    machine.reboot()
+    road.wait_phase(machine, "ready")
+    timeline.say("ready again: the tree was on disk all the while")
+    check_real(machine)
+    timeline.station(machine, f"back on kernel {real.KERNEL}, offline")
+
+
+def check_real(machine: Machine) -> None:
+    """The real driver is in force and answers, and the kubelet came after it."""
+    machine.wait_unit("kubelet.service")
+    document = road.status(machine)
+    assert document["driver"]["current"] == real.TREE, document["driver"]
+    assert document["driver"]["loaded"] == real.DRIVER, document["driver"]
+    assert document["gpus"][0]["bound"] == "nvidia", document["gpus"]
+    assert real.ask_nvml(machine) == real.Nvml(0, real.DRIVER, 0), real.ask_nvml(machine)
+    driver, kubelet = (machine.active_since(unit) for unit in ("nvidia.service", "kubelet.service"))
+    assert 0 < driver <= kubelet, (driver, kubelet)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,14 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.beds.common import CHECKOUT, cached, host_venv, require, run_checked
 from tests.vm import guest, initrd
 from tests.vm.kernels import Kernel, kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 RELEASES = {"A": "3975.2.0", "B": "4081.2.0"}
 ROOT_MIB = 4096  # sparse: what a test does not write is not there
@@ -23,6 +27,14 @@ _ROOT_TYPE = "3884DD41-8582-4404-B9A8-E9B84F2DF50E"
 _USR_IDS = {"A": "7130C94A-213A-4E5A-8E26-6CCE9662F132", "B": "E03DD35C-7C2D-4A47-B3FE-27F15780A57C"}
 SLOT_PARTITIONS = {"A": 3, "B": 4}
 _ROOT_PARTITION = 9
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one of the two slots boots."""
+
+    kernel: Kernel
+    os_release: str
 
 
 @dataclass(frozen=True)
@@ -44,11 +56,16 @@ class Disk:
 
 @cache
 def disk() -> Disk:
-    """The bed's disk, built when any of its inputs is new."""
-    slots = kernels().slots
+    """The bed's disk: Container Linux with Debian's small kernels."""
+    return build({slot: Slot(kernel, _os_release(slot)) for slot, kernel in kernels().slots.items()})
+
+
+def build(slots: Mapping[str, Slot]) -> Disk:
+    """A disk with these two slots, built when any of its inputs is new."""
     debian, venv = guest.tree(), host_venv(guest.SUITE)
     here = Path(__file__).parent
     sources = [here / name for name in ("disk.py", "guest.py", "initrd.py", "init.sh")]
+    sources += [CHECKOUT / "nvidiad/image/thought/cpio.py"]
     sources += sorted(path for path in guest.FILES.rglob("*") if path.is_file())
     texts = {str(path.relative_to(CHECKOUT)): path.read_text() for path in sources}
 
@@ -57,14 +74,15 @@ def disk() -> Disk:
         partial.mkdir()
         _build(partial, debian, venv, slots)
 
-    inputs = [{slot: kernel.release for slot, kernel in slots.items()}, debian.name, venv.name, texts]
+    booted = {name: [slot.kernel.release, slot.os_release] for name, slot in slots.items()}
+    inputs = [booted, debian.name, venv.name, texts]
     return Disk(cached("vm-disk", inputs, make))
 
 
-def _build(out: Path, debian: Path, venv: Path, slots: dict[str, Kernel]) -> None:
+def _build(out: Path, debian: Path, venv: Path, slots: Mapping[str, Slot]) -> None:
     work = out / "work"
     work.mkdir()
-    images = {slot: _usr(work, debian, slot, kernel) for slot, kernel in slots.items()}
+    images = {name: _usr(work, debian, name, slot) for name, slot in slots.items()}
     root = work / "root"
     root.mkdir()
     guest.populate(root, debian, venv)
@@ -75,24 +93,24 @@ def _build(out: Path, debian: Path, venv: Path, slots: dict[str, Kernel]) -> Non
     options = ["-J", "size=8", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-m", "0", "-L", "ROOT"]
     run_checked(["mke2fs", "-q", "-t", "ext4", *options, "-d", str(root), str(root_image)], "mke2fs")
     _assemble(out / "disk.img", images, root_image)
-    for slot, kernel in slots.items():
-        shutil.copy(kernel.image, out / f"vmlinuz-{slot}")
-        initrd.build(kernel, Path("/bin/busybox"), out / f"initrd-{slot}")
+    for name, slot in slots.items():
+        shutil.copy(slot.kernel.image, out / f"vmlinuz-{name}")
+        initrd.build(slot.kernel, Path("/bin/busybox"), out / f"initrd-{name}")
     shutil.rmtree(work)
 
 
-def _usr(work: Path, debian: Path, slot: str, kernel: Kernel) -> Path:
+def _usr(work: Path, debian: Path, name: str, slot: Slot) -> Path:
     """The squashfs of one slot: Debian's /usr with this slot's kernel modules and OS version."""
-    usr = work / f"usr-{slot}"
+    usr = work / f"usr-{name}"
     run_checked(["cp", "-al", str(debian / "usr"), str(usr)], "linking /usr")
-    modules = work / f"modules-{slot}"
-    initrd.copy_modules(kernel, modules)
+    modules = work / f"modules-{name}"
+    initrd.copy_modules(slot.kernel, modules)
     (modules / "lib/modules").rename(usr / "lib/modules")
     (usr / "lib/os-release").unlink()  # a hard link into the cached tree: replaced, never written
-    (usr / "lib/os-release").write_text(_os_release(slot))
+    (usr / "lib/os-release").write_text(slot.os_release)
     (usr / "share/coreos").mkdir()
     (usr / "share/coreos/update.conf").write_text("GROUP=stable\n")
-    image = work / f"usr-{slot}.img"
+    image = work / f"usr-{name}.img"
     packing = ["-comp", "zstd", "-Xcompression-level", "6", "-processors", "2"]
     run_checked(["mksquashfs", str(usr), str(image), "-quiet", "-no-progress", *packing], "mksquashfs")
     return image

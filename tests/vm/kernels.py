@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tests.beds.common import BedError, cache_dir, locked, require, run_checked
+from tests.beds.common import BedError, cache_dir, cached, locked, require, run_checked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +84,30 @@ def kernels() -> Kernels:
         b=Kernel(b, where / b),
         neighbour=Kernel(neighbour, where / neighbour) if neighbour else None,
     )
+
+
+@cache
+def fetched(*releases: str) -> tuple[Kernel, ...]:
+    """Kernels by name, without headers: the full flavour, whose DRM real drivers are built with."""
+
+    def make(partial: Path) -> None:
+        require("dpkg", "kmod", "debian-archive-keyring")
+        apt = _private_apt(partial / "apt")
+        debs = partial / "debs"
+        debs.mkdir()
+        wanted = [f"linux-image-{release}" for release in releases]
+        run_checked(
+            ["env", f"--chdir={debs}", "apt-get", *apt, "-qq", "download", *wanted], "apt-get download"
+        )
+        for release in releases:
+            (deb,) = debs.glob(f"linux-image-{release}_*.deb")
+            run_checked(["dpkg-deb", "-x", str(deb), str(partial / release)], f"unpacking {deb.name}")
+            run_checked(["depmod", "-b", str(partial / release), release], "depmod")
+        for used in (partial / "apt", debs):
+            shutil.rmtree(used)
+
+    root = cached("vm-kernel-images", releases, make)
+    return tuple(Kernel(release, root / release) for release in releases)
 
 
 def _pick(where: Path, pin: Path) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from tests.vm.disk import Disk
+
 BOOT_TIMEOUT = 180.0  # some twelve times what a boot takes on an idle machine
 
 
@@ -50,7 +52,13 @@ class Frozen:
 class Machine:
     """One machine with a disk of its own; `slot` and `card` say how it runs, or ran last."""
 
-    def __init__(self, work: Path, hardware: Hardware | None = None, frozen: Frozen | None = None) -> None:
+    def __init__(
+        self,
+        work: Path,
+        hardware: Hardware | None = None,
+        frozen: Frozen | None = None,
+        boot_disk: Disk | None = None,
+    ) -> None:
         qemu.prepare()
         self.work = work
         self.hardware = hardware or Hardware()
@@ -58,7 +66,7 @@ class Machine:
         self.card = True
         self.boots = 0
         self.seconds = 0.0  # from power-on (or resume) until the machine was ready
-        self._disk = disk()
+        self._disk = boot_disk or disk()
         self._frozen = frozen
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets: tempfile.TemporaryDirectory[str] | None = None

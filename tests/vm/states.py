@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.beds.common import cached
 from tests.vm import qemu
 from tests.vm.disk import disk
 from tests.vm.machine import Frozen, Machine
 from tests.vm.qemu import Hardware
+
+if TYPE_CHECKING:
+    from tests.vm.disk import Disk
 
 # As on Container Linux, a later boot starts the engine when somebody first connects to it.
 _SERVICES = "systemctl enable -q docker.socket docker-registry && systemctl start docker docker-registry"
@@ -23,17 +27,20 @@ _WARM = (
 )
 
 
-def with_docker(hardware: Hardware | None = None) -> Frozen:
-    """Slot A with the card, a Docker Engine and a registry running, and no nvidiad; kept in the cache."""
+def with_docker(
+    hardware: Hardware | None = None, boot_disk: Disk | None = None, *, card: bool = True
+) -> Frozen:
+    """Slot A, a Docker Engine and a registry running, and no nvidiad; kept in the cache."""
     hardware = hardware or Hardware()
-    key = [qemu.prepare(), disk().folder.name, asdict(hardware), _SERVICES, _WARM]
+    booted = boot_disk or disk()
+    key = [qemu.prepare(), booted.folder.name, asdict(hardware), _SERVICES, _WARM]
     nowhere = Path("/")
-    words = qemu.command_line(hardware, disk(), "A", nowhere, nowhere, nowhere, card=True)
+    words = qemu.command_line(hardware, booted, "A", nowhere, nowhere, nowhere, card=card)
     key.append([word for word in words if not word.startswith("/")])
 
     def make(partial: Path) -> None:
-        with Machine(partial / "work", hardware) as machine:
-            machine.boot("A", card=True)
+        with Machine(partial / "work", hardware, boot_disk=booted) as machine:
+            machine.boot("A", card=card)
             machine.run(_SERVICES, 180, check=True)
             for command in _WARM:
                 machine.run(command)
