@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvidiad.image.nouns import developer as developers
 from nvidiad.image.nouns.model import Architecture, Family, OsRelease, SourceKind
 from nvidiad.image.thought import feeds
 from nvidiad.image.thought.debian import suites
@@ -150,7 +151,7 @@ def make_developer(
     """The developer image of a release, made if the engine does not have it."""
     repository = f"{prefix}/{release.family}-developer" if prefix else f"{release.family}-developer"
     if release.family is Family.DEBIAN:
-        reference = building.developer_reference(release, repository)
+        reference = developers.reference(release, repository)
         made = again or not shop.engine.has(reference)
         with debian_archive(shop, with_updates(release.channel), release.architecture) as archive:
             debian.developer(
@@ -216,11 +217,11 @@ def build(
 ) -> building.Built:
     """The image of a driver for a release, whose developer image is there."""
     usual = building.Options(reference, dockerfiles())
-    developers = f"{making.developers}/{release.family}-developer" if making.developers else ""
+    repository = f"{making.developers}/{release.family}-developer" if making.developers else ""
     options = replace(
         usual,
         base=making.base or usual.base,
-        developer=building.developer_reference(release, developers),
+        developer=developers.reference(release, repository),
         jobs=making.jobs,
         key=making.key,
         certificate=making.certificate,
@@ -348,4 +349,4 @@ def _developer_of(engine: Engine, image: str, build: Build) -> str:
     if family not in tuple(Family):
         sentence = f"'{image}' is for '{family}', whose developer images have no name that is known"
         raise Permanent(Code.IMAGE_FOREIGN, sentence, "Name one: --developer, or --kernel-root.")
-    return building.developer_reference(OsRelease(Family(family), build.os_version, "", Architecture.AMD64))
+    return developers.reference(OsRelease(Family(family), build.os_version, "", Architecture.AMD64))

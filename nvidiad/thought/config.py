@@ -163,7 +163,7 @@ def _dotted(text: str) -> str:
     return ".".join(word.strip("\"'") for word in re.findall(_WORD, text))
 
 
-def _lines(text: str) -> dict[str, int]:
+def lines_of_keys(text: str) -> dict[str, int]:
     """On which line each key and table is; tomllib does not say. Good enough for a message."""
     lines: dict[str, int] = {}
     table, depth, quoted = "", 0, False
@@ -211,7 +211,7 @@ class _Reading:
                 line = text.rstrip().count("\n") + 1
             self.faults.append(Fault(file, "", "not TOML: " + _PLACE.sub("", message), line, column))
             return
-        lines = _lines(text)
+        lines = lines_of_keys(text)
 
         def fault(key: str, sentence: str) -> None:
             near = key

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _PLAIN = re.compile(r"[A-Za-z0-9._@=/-]{1,60}", re.ASCII)
 
 
-def _found(value: object) -> str:
+def found(value: object) -> str:
+    """What a value is, in words."""
     if value == "":
         return "an empty string"
     if isinstance(value, str):
@@ -34,8 +35,9 @@ def _found(value: object) -> str:
     return "a table" if isinstance(value, dict) else "a date or time"
 
 
-def _expected(what: str, value: object, hint: str = "") -> ValueError:
-    return ValueError(f"expected {what}, found {_found(value)}" + (f" ({hint})" if hint else ""))
+def expected(what: str, value: object, hint: str = "") -> ValueError:
+    """The fault of a value that is not what it should be."""
+    return ValueError(f"expected {what}, found {found(value)}" + (f" ({hint})" if hint else ""))
 
 
 def near(word: str, words: Sequence[str]) -> str:
@@ -45,27 +47,28 @@ def near(word: str, words: Sequence[str]) -> str:
     return next(iter(get_close_matches(word, words, n=1, cutoff=0.6)), "")
 
 
-def _string(value: object, what: str) -> str:
+def string(value: object, what: str) -> str:
+    """A string."""
     if isinstance(value, str):
         return value
     hint = "put it in quotes" if isinstance(value, int | float) and not isinstance(value, bool) else ""
-    raise _expected(what, value, hint)
+    raise expected(what, value, hint)
 
 
-def _strings(value: object, what: str, item: Callable[[str], object]) -> tuple[str, ...]:
+def strings(value: object, what: str, item: Callable[[str], object]) -> tuple[str, ...]:
     """An array of strings; the ValueError has a sentence for each that `item` does not take."""
     if not isinstance(value, list):
         hint = f"write ['{value}']" if isinstance(value, str) and _PLAIN.fullmatch(value) else ""
-        raise _expected(what, value, hint)
+        raise expected(what, value, hint)
     taken: list[str] = []
     faults: list[str] = []
     for one in value:
         try:
             if not isinstance(one, str):
-                raise _expected(what, one)
+                raise expected(what, one)
             item(one)
             if one in taken:
-                raise ValueError(f"expected each entry once, found {_found(one)} again")
+                raise ValueError(f"expected each entry once, found {found(one)} again")
             taken.append(one)
         except ValueError as error:
             faults.append(str(error))
@@ -83,18 +86,18 @@ def cuda_version(value: object) -> str:
 
 
 def _version(value: object, what: str) -> str:
-    text = _string(value, what)
+    text = string(value, what)
     # `current` is the name of the link beside the versions.
     if not naming.is_version(text) or text == naming.CURRENT:
-        raise _expected(what, value)
+        raise expected(what, value)
     return text
 
 
 def product(value: object) -> str:
     what = "a word such as 'grid', or an empty string"
-    text = _string(value, what)
+    text = string(value, what)
     if text and not naming.is_version(text):
-        raise _expected(what, value)
+        raise expected(what, value)
     return text
 
 
@@ -106,16 +109,16 @@ _MODULES = "an array of module names such as ['nvidia', 'nvidia-uvm']"
 
 def module(name: str) -> None:
     if not _MODULE.fullmatch(name):
-        raise _expected(_MODULES, name, "no path and no '.ko'" if "." in name or "/" in name else "")
+        raise expected(_MODULES, name, "no path and no '.ko'" if "." in name or "/" in name else "")
 
 
 def modules(value: object) -> tuple[str, ...]:
-    return _strings(value, _MODULES, module)
+    return strings(value, _MODULES, module)
 
 
 def some_modules(value: object) -> tuple[str, ...]:
     if not (names := modules(value)):
-        raise _expected("at least one module", value)
+        raise expected("at least one module", value)
     return names
 
 
@@ -127,9 +130,9 @@ def module_parameters(value: object) -> tuple[str, ...]:
 
     def check(parameter: str) -> None:
         if not _PARAMETER.fullmatch(parameter):
-            raise _expected(what, parameter)
+            raise expected(what, parameter)
 
-    return _strings(value, what, check)
+    return strings(value, what, check)
 
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", re.ASCII)
@@ -156,22 +159,22 @@ def cuda_repository(value: object) -> str:
 
 
 def _repository(value: object, what: str, tag_key: str) -> str:
-    text = _string(value, what)
+    text = string(value, what)
     if "://" in text:
-        raise _expected(what, value, "without a scheme")
+        raise expected(what, value, "without a scheme")
     if "@" in text:
-        raise _expected(what, value, "without a digest: nvidiad asks the registry for it")
+        raise expected(what, value, "without a digest: nvidiad asks the registry for it")
     first, slash, rest = text.partition("/")
     registry = bool(slash) and (
         "." in first or ":" in first or first == "localhost" or first.lower() != first
     )
     components = (rest if registry else text).split("/")
     if ":" in components[-1]:
-        raise _expected(what, value, f"without a tag: that is {tag_key}")
+        raise expected(what, value, f"without a tag: that is {tag_key}")
     if len(text) > 255 or (registry and not _is_registry(first)):
-        raise _expected(what, value)
+        raise expected(what, value)
     if not all(_COMPONENT.fullmatch(component) for component in components):
-        raise _expected(what, value, "in lower case" if text != text.lower() else "")
+        raise expected(what, value, "in lower case" if text != text.lower() else "")
     return text
 
 
@@ -189,15 +192,15 @@ def cuda_tag(value: object) -> str:
 
 
 def _tag(value: object, what: str, fields: Sequence[str]) -> str:
-    text = _string(value, what)
+    text = string(value, what)
     for name in _FIELD.findall(text):
         if name not in fields:
             meant = near(name, fields)
             hint = f"did you mean {meant}?" if meant else f"there are {', '.join(fields)}"
-            raise _expected(what, name, hint)
+            raise expected(what, name, hint)
     # A field that is known may begin a tag; each stands for something of at least one character.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", _FIELD.sub("f", text), re.ASCII):
-        raise _expected(what, value)
+        raise expected(what, value)
     return text
 
 
@@ -206,14 +209,14 @@ _PATH = re.compile(r"/[A-Za-z0-9._+@/-]*", re.ASCII)
 
 def path(value: object) -> PurePosixPath:
     what = "an absolute path"
-    text = _string(value, what)
+    text = string(value, what)
     if text.startswith("unix:"):
-        raise _expected(what, value, "without 'unix:'")
+        raise expected(what, value, "without 'unix:'")
     if not text.startswith("/") or ".." in text.split("/") or len(text) > 1024:
-        raise _expected(what, value)
+        raise expected(what, value)
     if not _PATH.fullmatch(text):
         # The linker's configuration and overlay's options give other characters a meaning of their own.
-        raise _expected("a path of letters, digits and ._+@-", value)
+        raise expected("a path of letters, digits and ._+@-", value)
     return PurePosixPath("/" + text.lstrip("/"))
 
 
@@ -226,32 +229,33 @@ def seconds(minimum: float, maximum: float) -> Callable[[object], float]:
         what = f"a number of seconds from {minimum:g} to {maximum:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             hint = "without quotes" if isinstance(value, str) and re.fullmatch(r"[0-9.]+", value) else ""
-            raise _expected(what, value, hint)
+            raise expected(what, value, hint)
         if (isinstance(value, float) and math.isnan(value)) or not minimum <= value <= maximum:
-            raise _expected(what, value)
+            raise expected(what, value)
         return float(value)
 
     return check
 
 
-def _choice(*words: str) -> Callable[[object], str]:
+def choice(*words: str) -> Callable[[object], str]:
+    """A check for one of these words."""
     def check(value: object) -> str:
         what = " or ".join(f"'{word}'" for word in words)
-        text = _string(value, what)
+        text = string(value, what)
         if text not in words:
             meant = near(text, words)
-            raise _expected(what, value, f"did you mean '{meant}'?" if meant else "")
+            raise expected(what, value, f"did you mean '{meant}'?" if meant else "")
         return text
 
     return check
 
 
 def exposure(value: object) -> Exposure:
-    return Exposure(_choice(*Exposure)(value))
+    return Exposure(choice(*Exposure)(value))
 
 
 def hold(value: object) -> bool:
-    return _choice("hold", "start")(value) == "hold"
+    return choice("hold", "start")(value) == "hold"
 
 
 _KINDS = ("service", "target", "socket", "timer", "path", "mount", "automount", "swap", "slice", "scope")
@@ -272,13 +276,13 @@ def _gate(name: str) -> None:
     stem, _, kind = name.rpartition(".")
     if not _UNIT.fullmatch(name) or not stem or kind not in _KINDS[:-2]:
         plain = _UNIT.fullmatch(name) and kind not in _KINDS
-        raise _expected(_UNITS, name, f"did you mean '{name}.service'?" if plain else "")
+        raise expected(_UNITS, name, f"did you mean '{name}.service'?" if plain else "")
     if stem.endswith("@"):
-        raise _expected(_UNITS, name, "a template: name its instances")
+        raise expected(_UNITS, name, "a template: name its instances")
     if name in _OWN or name in _NEEDED:
         why = "brings it" if name in _OWN else "nvidiad needs"
         raise ValueError(f"expected units that wait for the driver, found '{name}', which {why}")
 
 
 def gated(value: object) -> tuple[str, ...]:
-    return _strings(value, _UNITS, _gate)
+    return strings(value, _UNITS, _gate)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvidiad.image.nouns import developer as developers
 from nvidiad.image.nouns.model import Architecture, DriverSource, Family, OsRelease, SourceKind
 from nvidiad.image.verbs import build as building
 from nvidiad.image.verbs import debian
@@ -75,7 +76,7 @@ def archive() -> Iterator[Archive]:
 
 def developer_image(workshop: Workshop, kernel: str = KERNEL) -> str:
     """The developer image of a kernel in a workshop's engine, made once and kept in the cache."""
-    reference = building.developer_reference(release(kernel))
+    reference = developers.reference(release(kernel))
     if workshop.engine.has(reference):
         return reference
 

@@ -29,15 +29,15 @@ def _words(known: Sequence[str]) -> Callable[[object], tuple[str, ...]]:
     """An array of at least one of these words."""
 
     def check(value: object) -> tuple[str, ...]:
-        return _array(value, f"an array of words such as ['{known[0]}']", values._choice(*known))
+        return _array(value, f"an array of words such as ['{known[0]}']", values.choice(*known))
 
     return check
 
 
 def _array(value: object, what: str, item: Callable[[str], object]) -> tuple[str, ...]:
-    found = values._strings(value, what, item)
+    found = values.strings(value, what, item)
     if not found:
-        raise values._expected(what, value)
+        raise values.expected(what, value)
     return found
 
 
@@ -55,16 +55,16 @@ _URL = re.compile(r"https?://[^\s/]+\S*")
 def _matching(what: str, pattern: re.Pattern[str]) -> Check:
     def item(text: str) -> None:
         if not pattern.fullmatch(text):
-            raise values._expected(what, text)
+            raise values.expected(what, text)
 
     return lambda value: _array(value, what, item)
 
 
 def _text(what: str, pattern: re.Pattern[str]) -> Check:
     def check(value: object) -> str:
-        text = values._string(value, what)
+        text = values.string(value, what)
         if not pattern.fullmatch(text):
-            raise values._expected(what, value)
+            raise values.expected(what, value)
         return text
 
     return check
@@ -74,7 +74,7 @@ def _count(minimum: int, maximum: int) -> Check:
     def check(value: object) -> int:
         what = f"a whole number from {minimum} to {maximum}"
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise values._expected(what, value)
+            raise values.expected(what, value)
         return value
 
     return check
@@ -82,17 +82,17 @@ def _count(minimum: int, maximum: int) -> Check:
 
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        raise values._expected("true or false", value, "without quotes" if isinstance(value, str) else "")
+        raise values.expected("true or false", value, "without quotes" if isinstance(value, str) else "")
     return value
 
 
 def _image(value: object) -> str:
     what = "an image such as 'alpine:3.20'"
-    text = values._string(value, what)
+    text = values.string(value, what)
     try:
         parse_reference(text)
     except Permanent:
-        raise values._expected(what, value) from None
+        raise values.expected(what, value) from None
     return text
 
 
@@ -105,7 +105,7 @@ _TOP: Mapping[str, Check] = {
     "connections": _count(1, 64),
 }
 _OS: Mapping[str, Check] = {
-    "family": lambda value: Family(values._choice(*Family)(value)),
+    "family": lambda value: Family(values.choice(*Family)(value)),
     "channels": _matching(_CHANNELS, _CHANNEL),
     "suites": _matching(_SUITES, _SUITE),
     "architectures": lambda value: tuple(map(Architecture, _words(tuple(Architecture))(value))),
@@ -117,9 +117,9 @@ _OS: Mapping[str, Check] = {
 }
 _DRIVER: Mapping[str, Check] = {
     "version": values.version,
-    "flavour": lambda value: Flavour(values._choice(*Flavour)(value)),
+    "flavour": lambda value: Flavour(values.choice(*Flavour)(value)),
     "product": values.product,
-    "source": lambda value: SourceKind(values._choice(*SourceKind)(value)),
+    "source": lambda value: SourceKind(values.choice(*SourceKind)(value)),
     "location": _text("a URL or a path of the package, or a suite of Debian's", _PRINTABLE),
     "sha256": _text("a sha256 of 64 digits from 0 to f", _SHA256),
     "graphics": _boolean,
@@ -147,7 +147,7 @@ def _lines(text: str) -> dict[str, int]:
         counts[header[1]] = counts.get(header[1], 0) + 1
         return f"[{header[1]}.{counts[header[1]]}]"
 
-    return config._lines(_ARRAY.sub(numbered, text))
+    return config.lines_of_keys(_ARRAY.sub(numbered, text))
 
 
 class _Reading:
@@ -167,7 +167,7 @@ class _Reading:
     def table(self, place: str, content: object, checks: Mapping[str, Check]) -> dict[str, Any]:
         """The values of a table that are as they should be."""
         if not isinstance(content, dict):
-            self.fault(place, f"expected a table, found {values._found(content)}")
+            self.fault(place, f"expected a table, found {values.found(content)}")
             return {}
         found: dict[str, Any] = {}
         for name, value in content.items():

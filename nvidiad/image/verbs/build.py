@@ -7,6 +7,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Protocol
 
+from nvidiad.image.nouns import developer as developers
 from nvidiad.image.verbs import assemble as assembling
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Permanent
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from nvidiad.image.verbs.assemble import Modules
     from nvidiad.nouns.manifest import Manifest
 
-DEVELOPER = "io.nvidiad.developer."
-"""How the labels of a developer image begin."""
 _STAGE = "io.nvidiad.stage"
 _TRANSPORT = "transport.tar"
 
@@ -126,7 +125,7 @@ def build(
     is no developer image, source-invalid or digest-mismatch where the package is not what it should be.
     """
     begun = clock()
-    developer = options.developer or developer_reference(release)
+    developer = options.developer or developers.reference(release)
     release = known_kernel(release, developer, engine)
     with workspace.directory() as where:
         source, compiled = where / "source", where / "compiled"
@@ -170,12 +169,6 @@ def build(
     )
 
 
-def developer_reference(release: OsRelease, repository: str = "") -> str:
-    """The name of a release's developer image."""
-    tag = re.sub(r"[^0-9A-Za-z_.-]", "-", release.version)
-    return f"{repository or f'{release.family}-developer'}:{tag}"
-
-
 def known_kernel(release: OsRelease, developer: str, engine: Engine) -> OsRelease:
     """The release with the kernel that its developer image has, which no feed needs to tell."""
     if not engine.has(developer):
@@ -185,7 +178,7 @@ def known_kernel(release: OsRelease, developer: str, engine: Engine) -> OsReleas
             f"Make it: nvidiad-image developer {release.version}",
         )
     labels = engine.labels(developer)
-    kernel = labels.get(f"{DEVELOPER}kernel", "")
+    kernel = labels.get(developers.KERNEL, "")
     if release.kernel and kernel and kernel != release.kernel:
         raise Permanent(
             Code.IMAGE_MISMATCH,
@@ -196,7 +189,7 @@ def known_kernel(release: OsRelease, developer: str, engine: Engine) -> OsReleas
         raise Permanent(
             Code.RELEASE_UNKNOWN,
             f"neither the developer image '{developer}' nor a feed says which kernel {release} has",
-            f"Give the image a label '{DEVELOPER}kernel'.",
+            f"Give the image a label '{developers.KERNEL}'.",
         )
     return replace(release, kernel=release.kernel or kernel)
 

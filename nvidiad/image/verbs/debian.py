@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from nvidiad.image.nouns import developer as developers
 from nvidiad.image.thought import debian
-from nvidiad.image.verbs.build import DEVELOPER, developer_reference
 from nvidiad.nouns.model import Progress
 
 if TYPE_CHECKING:
@@ -61,18 +61,15 @@ def developer(
     It has the compiler that made the kernel, the headers, the kernel and its modules. Raises source-invalid
     where the archive does not have that kernel's headers, download-failed where packages do not come.
     """
-    reference = developer_reference(release, repository)
+    reference = developers.reference(release, repository)
     if not again and engine.has(reference):
         tell(Progress("make-tree", f"'{reference}' is there already"))
         return reference
     depends = archive.depends(f"{debian.HEADERS}{release.kernel}")
     packages = debian.toolchain(depends, release.kernel)
-    labels = {
-        f"{DEVELOPER}os.id": str(release.family),
-        f"{DEVELOPER}os.version": release.version,
-        f"{DEVELOPER}architecture": str(release.architecture),
-        f"{DEVELOPER}kernel": release.kernel,
-        f"{DEVELOPER}source": release.source or release.channel,
+    labels = developers.identity(release) | {
+        developers.KERNEL: release.kernel,
+        developers.SOURCE: release.source or release.channel,
     }
     with workspace.directory() as where:
         made = where / "developer.tar"

@@ -6,10 +6,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
+from nvidiad.image.nouns import developer as developers
 from nvidiad.image.thought import digests, feeds
-from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent
-from nvidiad.nouns.model import Build, Progress, Release
+from nvidiad.nouns.model import Progress, Release
 from nvidiad.nouns.value import Value, replace
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from nvidiad.image.nouns.model import OsRelease
 
-_LABEL = "io.nvidiad.developer."
-_TAG = "{os}"
 # Flatcar's builders sign each file, and the list of its hashes; older lists are signed in clear only.
 _SIGNATURE, _DIGESTS, _CLEAR = ".sig", ".DIGESTS", ".asc"
 _REMEDY = "Fetch it from another mirror, and do not use this one before you know why it differs."
@@ -115,21 +113,15 @@ class Developer(Value):
     notes: tuple[str, ...] = ()
 
 
-def reference_of(repository: str, release: OsRelease) -> str:
-    """The name of a release's developer image: `REPOSITORY:<os-version>`, as far as a tag may have it."""
-    build = Build("", release.version, release.kernel)
-    return f"{repository}:{naming.image_tag(_TAG, build)}"
-
-
 def existing(release: OsRelease, repository: str, engine: Importer) -> Developer | None:
     """The developer image that the engine has of a release; another one under its name is none."""
-    reference = reference_of(repository, release)
+    reference = developers.reference(release, repository)
     if not engine.has(reference):
         return None
     labels = engine.labels(reference)
-    if not labels.items() >= _labels(release).items():
+    if not labels.items() >= developers.identity(release).items():
         return None
-    known = replace(release, kernel=labels.get(f"{_LABEL}kernel", release.kernel))
+    known = replace(release, kernel=labels.get(developers.KERNEL, release.kernel))
     return Developer(reference, known, made=False, notes=(f"'{reference}' is there already",))
 
 
@@ -157,7 +149,7 @@ def make_developer(
         Permanent: release-unknown, digest-mismatch, signature-invalid, disk-image-invalid, feed-invalid.
         Transient: download-failed, disk-full, and what the engine says.
     """
-    reference = reference_of(repository, release)
+    reference = developers.reference(release, repository)
     if not again and (there := existing(release, repository, engine)) is not None:
         return there
     with disks.workplace(temporary) as place:
@@ -174,9 +166,9 @@ def make_developer(
         made.complete(tree, release.kernel)
         disks.pack(tree, archive, tell)
         disks.remove(tree)
-        labels = _labels(release) | {
-            f"{_LABEL}kernel": release.kernel,
-            f"{_LABEL}source": made.sources[name],
+        labels = developers.identity(release) | {
+            developers.KERNEL: release.kernel,
+            developers.SOURCE: made.sources[name],
         }
         engine.import_tree(archive, reference, labels, tell)
     return Developer(reference, release, made=True, notes=tuple(dict.fromkeys(made.notes)))
@@ -321,15 +313,6 @@ class _Making:
 
     def _wrong(self, fault: str) -> Permanent:
         return Permanent(Code.DISK_IMAGE_INVALID, f"the disk image of {self._release} {fault}", _REMEDY)
-
-
-def _labels(release: OsRelease) -> dict[str, str]:
-    """What an image must say to be taken for a release's."""
-    return {
-        f"{_LABEL}os.id": release.family.value,
-        f"{_LABEL}os.version": release.version,
-        f"{_LABEL}architecture": release.architecture.value,
-    }
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvidiad.image.nouns import developer as developers
 from nvidiad.image.nouns.model import Architecture, DriverSource, Family, OsRelease, SourceKind
 from nvidiad.image.thought.package import Item, Layout, Link
 from nvidiad.image.verbs import build as building
@@ -145,5 +146,5 @@ def test_the_transport_image_sets_every_label() -> None:
 )
 def test_developer_images_have_names_that_are_tags(version: str, reference: str) -> None:
     release = OsRelease(Family.FLATCAR, version, "stable", Architecture.AMD64)
-    assert building.developer_reference(release) == reference
-    assert building.developer_reference(release, "r/dev").startswith("r/dev:")
+    assert developers.reference(release) == reference
+    assert developers.reference(release, "r/dev").startswith("r/dev:")
