@@ -55,7 +55,7 @@ def answers(seconds: float) -> int:
     """How often the watchdog is answered in that time at most: twice in each of its periods.
 
     The poll is not among them: the daemon looked when it started, and looks again after `POLL`. That look
-    asks systemd and others some forty things, and sleeps until each has answered.
+    asks systemd and others one thing after the other, and sleeps until each has answered.
     """
     if seconds + SETTLE > SHORTEST_POLL:
         raise ValueError(f"watch for {SHORTEST_POLL - SETTLE:.0f} s at most: then comes a poll")
