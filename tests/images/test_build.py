@@ -222,4 +222,4 @@ def test_a_release_whose_developer_image_is_not_there_or_another(workshop: Works
     workshop.engine.import_tree(other, "workshop/other:1", {"io.nvidiad.developer.kernel": "9.9.9"})
     with pytest.raises(Failure, match=r"has kernel '9\.9\.9'") as failed:
         small(workshop, package, "workshop/small:none", developer="workshop/other:1")
-    assert failed.value.code is Code.BUILD_FAILED
+    assert failed.value.code is Code.IMAGE_MISMATCH

@@ -84,7 +84,8 @@ def test_releases(line: Line, mirror: Mirror) -> None:
 
 
 def test_no_server_answers(line: Line) -> None:
-    status, out, err = line.run("releases", "--mirror=http://127.0.0.1:1", engine=False)
+    one = ("--mirror=http://127.0.0.1:1", "--channel=stable")
+    status, out, err = line.run("releases", *one, engine=False)
     assert (status, out) == (cli.FAILED, "")
     assert f"[{Code.FEED_UNREACHABLE}]" in err and "Traceback" not in err
 

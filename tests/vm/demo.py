@@ -29,12 +29,12 @@ class Timeline:
     def say(self, what: str) -> None:
         print(f"[{time.monotonic() - self._began:6.1f} s] {what}", flush=True)
 
-    def station(self, machine: Machine, title: str) -> None:
-        """A station of the road: the guest's own journal, and what `nvidiad status` says there."""
+    def station(self, machine: Machine, title: str, phase: str = "ready") -> None:
+        """A station of the road: the guest's own journal, and what `nvidiad status` says in that phase."""
         print(f"\n  {title}: what the host's journal says (seconds since its kernel started)")
         for seconds, who, message in road.journal(machine, UNITS):
             print(f"    {seconds:7.2f}  {who}: {message}")
-        told = road.text(machine)
+        told = road.wait_text(machine, phase)
         print("\n  $ nvidiad status")
         for line in told.text.rstrip().splitlines():
             print(f"  {line}")
@@ -184,7 +184,7 @@ def real_update(timeline: Timeline, machine: Machine) -> None:
     assert machine.run("systemctl is-active kubelet").out.strip() != "active", "the kubelet runs"
     assert machine.run("test -e /sys/module/nvidia").rc == 1, "a driver was loaded"
     timeline.say("no driver can be built for this kernel: the kubelet is held, and the status says why")
-    timeline.station(machine, f"after the update to kernel {real.NEWER}")
+    timeline.station(machine, f"after the update to kernel {real.NEWER}", "waiting")
 
 
 def roll_back(timeline: Timeline, machine: Machine) -> None:

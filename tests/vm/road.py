@@ -129,6 +129,17 @@ def text(vm: Machine) -> Told:
     return Told(done.rc, done.out + done.err)
 
 
+def wait_text(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> Told:
+    """The status as a person reads it in this phase: between two asks a host may go on to another try."""
+    end = time.monotonic() + seconds
+    while True:
+        told = text(vm)
+        if f" {phase} - " in told.text.partition("\n")[0]:
+            return told
+        assert time.monotonic() < end, f"not {phase} within {seconds:.0f} s; last: {told.text}"
+        time.sleep(POLL_SECONDS)
+
+
 def wait_phase(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> dict[str, Any]:
     """Poll the status until it says this phase; fails with what it said last."""
     end = time.monotonic() + seconds
