@@ -245,8 +245,11 @@ def _waiting_rows(document: Document, now: float) -> Rows:
     report = _object(document.get("report"))
     failed = next((step for step in _objects(report.get("steps")) if _object(step.get("problem"))), None)
     if failed:
-        after = span(_number(failed.get("seconds")) or 0)
-        rows.append(("Failed at", f"{_text(failed.get('description'))}, after {after}"))
+        after = f"{_text(failed.get('description'))}, after {span(_number(failed.get('seconds')) or 0)}"
+        why = _object(failed.get("problem"))
+        # While the next try is under way there is no problem to tell: then this one says why there is one.
+        again = "" if problem else f": {_text(why.get('sentence'))} [{_text(why.get('code'))}]"
+        rows.append(("Failed at", after + again))
     next_try = _number(document.get("next_try"))
     if next_try:
         rows.append(("Next try", future(next_try, now)))

@@ -270,6 +270,13 @@ def test_text_of_a_waiting_host() -> None:
     assert shown(WAITING, Progress("pull-image", "layer 2 of 3", 10**8, 4 * 10**8)) == WAITING_TEXT
 
 
+def test_the_next_try_is_told_with_why_there_is_one() -> None:
+    trying = replace(WAITING, phase=Phase.CONVERGING, problem=None, summary="it is not on disk")
+    (failed,) = (line for line in shown(trying).splitlines() if "Failed at" in line)
+    assert "after 1s: the registry has no image" in failed and failed.endswith("[image-missing]")
+    assert "Problem:" not in shown(trying)
+
+
 def test_text_of_other_states() -> None:
     assert "Usable: with driver 535.309.01 until the reboot\n" in shown(PENDING)
     assert "In use by: python3 (pid 4711) of kubepods-pod12.slice\n" in shown(PENDING)
