@@ -239,6 +239,7 @@ def seconds(minimum: float, maximum: float) -> Callable[[object], float]:
 
 def choice(*words: str) -> Callable[[object], str]:
     """A check for one of these words."""
+
     def check(value: object) -> str:
         what = " or ".join(f"'{word}'" for word in words)
         text = string(value, what)

@@ -1,5 +1,6 @@
 #!/nvidiad/busybox sh
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=dash
 # The first process of a proof's machine: inserts the modules that /nvidiad/list names, says on the console what came
 # of each (nvidiad/image/thought/boot.py reads it), and powers off.
 b=/nvidiad/busybox
