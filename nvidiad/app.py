@@ -25,6 +25,7 @@ from nvidiad.world.trees import Trees
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.model import Progress
     from nvidiad.rim.daemon import Source
     from nvidiad.thought.config import Settings
@@ -63,7 +64,6 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
     from nvidiad.world.images import DockerImages, Timeouts
-    from nvidiad.world.repository import CompatibilityLists, Limits
     from nvidiad.world.units import NoUnits, SystemdUnits
     from nvidiad.world.updates import NoUpdates, UpdateEngine
 
@@ -78,13 +78,24 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
             auth_file,
             Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
         ),
-        # Asked once per failed attempt, which has a back-off of its own.
-        lists=CompatibilityLists(
-            auth_file, Limits(image.connect_timeout, image.stall_timeout, tries=1), os.uname().machine
-        ),
+        lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
         memories=memories(root),
         activations=activations(root),
     )
+
+
+class _Lists:
+    """Compatibility lists; what reads them is imported when an image is missing, and not before."""
+
+    def __init__(self, auth_file: Path | None, connect: float, stall: float) -> None:
+        self._auth_file, self._connect, self._stall = auth_file, connect, stall
+
+    def unbuildable(self, reference: str) -> Entry | None:
+        from nvidiad.world.repository import CompatibilityLists, Limits
+
+        # Asked once per failed attempt, which has a back-off of its own.
+        limits = Limits(self._connect, self._stall, tries=1)
+        return CompatibilityLists(self._auth_file, limits, os.uname().machine).unbuildable(reference)
 
 
 def memories(root: Path) -> MemoryFile:

@@ -70,7 +70,7 @@ def wanted_releases(shop: Shop, read: Recipe, tell: Tell) -> releases.Found:
         notes += known.notes
     if failures and not found:
         raise failures[0]
-    return releases.Found(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(notes)))
+    return releases.Found(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(notes)), failed=bool(failures))
 
 
 def _system(shop: Shop, system: OsWish, tell: Tell) -> releases.Found:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad import __version__
 from nvidiad.image.nouns.model import Architecture, Cell, DriverSource, Family, SourceKind
+from nvidiad.image.options import KEY, common, driver, engine, feeds, place
 from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import Flavour
 from nvidiad.rim.terminal import ProgressLine
 
 if TYPE_CHECKING:
@@ -41,8 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     progress = ProgressLine(sys.stderr)
     try:
+        from nvidiad.image.world.filesystem import ended_by_sigterm
+
         run: Verb = options.run
-        return run(options, progress.show)
+        with ended_by_sigterm():
+            return run(options, progress.show)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -78,106 +80,62 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, text: str, run: Verb, *groups: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=text, description=text, parents=[_common(), *groups])
+        made = verbs.add_parser(name, help=text, description=text, parents=[common(), *groups])
         made.set_defaults(run=run)
         return made
 
-    verb("releases", "list the releases of an OS, with their kernels", _releases, _feeds(several=True))
-    made = verb("developer", "make the image that has a release's compiler", _developer, _feeds(), _engine())
+    verb("releases", "list the releases of an OS, with their kernels", _releases, feeds(several=True))
+    made = verb(
+        "developer",
+        "make the image that has a release's compiler",
+        _developer,
+        feeds(),
+        engine(),
+    )
     made.add_argument("release", metavar="RELEASE", help="a version, a channel, or a Debian kernel")
     made.add_argument("--repository", default="", metavar="PREFIX", help="in front of the image's name")
     made.add_argument("--again", action="store_true", help="also where the image is there already")
-    made = verb("build", "build a driver's image for a release", _build, _feeds(), _engine(), _driver())
+    made = verb(
+        "build",
+        "build a driver's image for a release",
+        _build,
+        feeds(),
+        engine(),
+        driver(),
+    )
     made.add_argument("release", metavar="RELEASE")
-    made = verb("cuda", "make an image of a CUDA toolkit", _cuda, _engine())
-    made.add_argument("toolkit", type=Path, metavar="DIRECTORY", help="an installed toolkit")
+    made = verb("cuda", "make an image of a CUDA toolkit", _cuda, engine())
+    made.add_argument("toolkit", type=place, metavar="DIRECTORY", help="an installed toolkit")
     made.add_argument("--cuda-version", required=True, metavar="VERSION")
     made.add_argument("--minimum-driver", required=True, metavar="VERSION", help="oldest that it runs on")
     made.add_argument("--architecture", type=Architecture, default=Architecture.AMD64, metavar="ARCH")
     made.add_argument("--repository", default="cuda", metavar="REPOSITORY")
     made.add_argument("--base", default="", metavar="IMAGE")
-    made = verb("prove", "prove that an image's modules fit their kernel", _prove, _engine())
+    made = verb("prove", "prove that an image's modules fit their kernel", _prove, engine())
     made.add_argument("image", metavar="IMAGE")
     made.add_argument("--kernel", default="", metavar="RELEASE", help="another kernel than the image names")
     made.add_argument("--developer", default="", metavar="IMAGE", help="the developer image with the kernel")
-    made.add_argument("--kernel-root", type=Path, metavar="DIRECTORY", help="has boot/ and lib/modules/")
+    made.add_argument("--kernel-root", type=place, metavar="DIRECTORY", help="has boot/ and lib/modules/")
     made.add_argument("--skip-boot", action="store_true", help="boot nothing; then it is not proven")
     made.add_argument("--accelerator", default="tcg", metavar="NAME", help="of QEMU: tcg or kvm")
     for name, text, run in (
         ("matrix", "show what should exist, what does, and what cannot", _matrix),
         ("publish", "build, prove and push what is missing", _publish),
     ):
-        made = verb(name, text, run, _engine())
-        made.add_argument("recipe", type=Path, metavar="RECIPE")
-        made.add_argument("--auth-file", type=Path, metavar="FILE", help="credentials: docker's config.json")
+        made = verb(name, text, run, engine())
+        made.add_argument("recipe", type=place, metavar="RECIPE")
+        made.add_argument(
+            "--auth-file", type=place, metavar="FILE", help="credentials: docker's config.json"
+        )
         made.add_argument("--insecure", action="store_true", help="use HTTP beyond loopback, too")
-        made.add_argument("--key", type=Path, action="append", default=[], metavar="FILE", help=_KEY)
+        made.add_argument("--key", type=place, action="append", default=[], metavar="FILE", help=KEY)
     made.add_argument("--skip-proof", action="store_true", help="publish without proof")
     made.add_argument("--retry-unbuildable", action="store_true", help="try again what could not be built")
-    made.add_argument("--list", type=Path, metavar="FILE", help="also write the compatibility list there")
+    made.add_argument("--sign-present", action="store_true", help="sign also what others have published")
+    made.add_argument("--list", type=place, metavar="FILE", help="also write the compatibility list there")
     made.add_argument("--accelerator", default="tcg", metavar="NAME", help="of QEMU: tcg or kvm")
     made.add_argument("--jobs", type=int, default=0, metavar="N")
     return parser
-
-
-_APT = "of a sources.list for Debian's packages, instead of this machine's"
-_KEY = "public keys that releases are signed with, instead of the maker's"
-
-
-def _common() -> argparse.ArgumentParser:
-    group = argparse.ArgumentParser(add_help=False)
-    group.add_argument("--json", choices=("pretty", "short", "off"), default="off", help="print JSON")
-    return group
-
-
-def _engine() -> argparse.ArgumentParser:
-    group = argparse.ArgumentParser(add_help=False)
-    group.add_argument("--engine", default="/run/docker.sock", metavar="SOCKET", help="of the Docker Engine")
-    group.add_argument("--temporary", type=Path, default=Path("/var/tmp"), metavar="DIRECTORY")  # noqa: S108
-    group.add_argument("--cache", type=Path, metavar="DIRECTORY", help="keep downloads there")
-    group.add_argument("--apt-source", action="append", default=[], metavar="LINE", help=_APT)
-    return group
-
-
-def _feeds(*, several: bool = False) -> argparse.ArgumentParser:
-    group = argparse.ArgumentParser(add_help=False)
-    group.add_argument("--family", type=Family, default=Family.FLATCAR, metavar="|".join(Family))
-    group.add_argument("--mirror", default="", metavar="URL", help="instead of the maker's servers")
-    if several:
-        group.add_argument("--channel", action="append", default=[], metavar="NAME", help="or Debian suite")
-        group.add_argument(
-            "--architecture", action="append", type=Architecture, default=[], metavar="amd64|arm64"
-        )
-        group.add_argument("--newest", type=int, default=1, metavar="N", help="of each channel")
-    else:
-        group.add_argument("--channel", default="", metavar="CHANNEL", help="or Debian suite")
-        group.add_argument("--architecture", type=Architecture, default=Architecture.AMD64, metavar="ARCH")
-        group.add_argument("--key", type=Path, action="append", default=[], metavar="FILE", help=_KEY)
-    return group
-
-
-def _driver() -> argparse.ArgumentParser:
-    group = argparse.ArgumentParser(add_help=False)
-    group.add_argument("--driver", required=True, metavar="VERSION")
-    group.add_argument("--flavour", type=Flavour, default=Flavour.OPEN, metavar="|".join(Flavour))
-    group.add_argument("--product", default="", metavar="NAME", help="goes into the tag")
-    group.add_argument("--source", type=SourceKind, default=SourceKind.RUN, metavar="|".join(SourceKind))
-    group.add_argument("--location", default="", metavar="URL|FILE|SUITE", help="of the driver's package")
-    group.add_argument("--sha256", default="", metavar="HEX", help="of the driver's package")
-    group.add_argument(
-        "--fabric-manager", default="", metavar="URL|FILE", help="its archive, for NVSwitches"
-    )
-    group.add_argument("--fabric-manager-sha256", default="", metavar="HEX")
-    group.add_argument("--graphics", action="store_true", help="with the graphics libraries")
-    group.add_argument("--repository", default="nvidia-driver", metavar="REPOSITORY")
-    group.add_argument("--tag", default="", metavar="TEMPLATE", help="as image.tag of nvidiad.toml")
-    group.add_argument("--developers", default="", metavar="PREFIX", help="of the developer images' names")
-    group.add_argument("--base", default="", metavar="IMAGE", help="under the installer")
-    group.add_argument("--jobs", type=int, default=0, metavar="N", help="compilers at once")
-    group.add_argument("--module-key", type=Path, metavar="PEM", help="signs the kernel modules")
-    group.add_argument("--module-certificate", type=Path, metavar="PEM")
-    group.add_argument("--fresh", action="store_true", help="use nothing of earlier builds")
-    return group
 
 
 def _shop(options: argparse.Namespace) -> Shop:
@@ -262,9 +220,13 @@ def _build(options: argparse.Namespace, tell: Tell) -> int:
     if options.source is not SourceKind.DEBIAN and not (options.location and options.sha256):
         print(f"nvidiad-image: --source={options.source} needs --location and --sha256", file=sys.stderr)
         return USAGE
-    if bool(options.fabric_manager) != bool(options.fabric_manager_sha256):
-        print("nvidiad-image: --fabric-manager needs --fabric-manager-sha256", file=sys.stderr)
-        return USAGE
+    for one, other in (
+        ("--fabric-manager", "--fabric-manager-sha256"),
+        ("--module-key", "--module-certificate"),
+    ):
+        if bool(getattr(options, _name(one))) != bool(getattr(options, _name(other))):
+            print(f"nvidiad-image: {one} needs {other}", file=sys.stderr)
+            return USAGE
     release = _one(options, tell)
     source = DriverSource(
         options.driver,
@@ -293,6 +255,10 @@ def _build(options: argparse.Namespace, tell: Tell) -> int:
     for name in built.absent:
         print(f"not in this driver's package: {name}", file=sys.stderr)
     return OK
+
+
+def _name(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
 
 
 def _making(options: argparse.Namespace) -> Making:
@@ -369,22 +335,26 @@ def _publish(options: argparse.Namespace, tell: Tell) -> int:
     from nvidiad.image.thought import publication
     from nvidiad.image.verbs.publish import Wishes
     from nvidiad.nouns import compatibility
+    from nvidiad.nouns.errors import Code
+    from nvidiad.world import files
 
     shop, recipe = _shop(options), app.read_recipe(options.recipe)
     wishes = Wishes(
         prove=not options.skip_proof,
         retry_unbuildable=options.retry_unbuildable,
+        sign_present=options.sign_present,
         architectures=(app.this_machine(),),
     )
     known = app.wanted_releases(shop, recipe, tell)
     done = app.publish_all(shop, recipe, known, wishes, shops.Making(jobs=options.jobs), tell)
-    if options.list is not None:
-        options.list.write_text(compatibility.render(done.compatibility))
     if options.json != "off":
         _print(publication.document(recipe.repository, done), options)
     else:
         sys.stdout.write(publication.text(done))
-    return OK if done.complete else FAILED
+    if options.list is not None:
+        with files.explained(f"writing '{options.list}'", Code.COMMAND_FAILED):
+            options.list.write_text(compatibility.render(done.compatibility))
+    return OK if done.complete and not known.failed else FAILED
 
 
 def _print(told: object, options: argparse.Namespace) -> int:

@@ -141,7 +141,7 @@ def mirrors(shop: Shop, family: Family) -> feeds.Mirrors:
 @contextmanager
 def debian_archive(shop: Shop, wanted: Sequence[str], architecture: Architecture) -> Iterator[Archive]:
     """An apt of its own for these suites, and for those that a suite's packages are updated from."""
-    with Workspace().directory(shop.temporary) as place:
+    with Workspace(shop.temporary).directory() as place:
         yield Archive(place, tuple(wanted), architecture, sources=shop.apt_sources)
 
 
@@ -155,13 +155,19 @@ def make_developer(
         made = again or not shop.engine.has(reference)
         with debian_archive(shop, with_updates(release.channel), release.architecture) as archive:
             debian.developer(
-                release, archive, shop.engine, Workspace(), tell, repository=repository, again=again
+                release,
+                archive,
+                shop.engine,
+                Workspace(shop.temporary),
+                tell,
+                repository=repository,
+                again=again,
             )
         return developer.Developer(reference, release, made)
     if not again and (there := developer.existing(release, repository, shop.engine)):
         return there
     downloads = Downloads()
-    with Workspace().directory(shop.temporary) as place:
+    with Workspace(shop.temporary).directory() as place:
         return developer.make_developer(
             release,
             repository,
@@ -233,7 +239,7 @@ def build(
         source,
         options,
         shop.engine,
-        Workspace(),
+        Workspace(shop.temporary),
         Modules(),
         lambda driver, dest, tell: unpack(shop, driver, release, dest, tell),
         time.monotonic,
@@ -254,8 +260,8 @@ def build_cuda(
     """The image of a CUDA toolkit; its name."""
     usual = building.Options(reference, dockerfiles())
     options = replace(usual, base=base or usual.base)
-    workspace = Workspace()
-    with workspace.directory(shop.temporary) as where:
+    workspace = Workspace(shop.temporary)
+    with workspace.directory() as where:
         manifest, text = cuda.cuda_tree(
             toolkit, version, minimum_driver, architecture, where / "image", workspace, tell
         )
@@ -268,20 +274,22 @@ def unpack(shop: Shop, source: DriverSource, release: OsRelease, dest: Path, tel
     if source.kind is SourceKind.DEBIAN:
         wanted = suites(source.location or release.channel)
         with debian_archive(shop, wanted, release.architecture) as archive:
-            return debian.driver(source, archive, packages.arrange_debian, Workspace(), dest, tell)
-    with Workspace().directory(shop.temporary) as place:
-        package = fetch(shop, source, place, tell)
+            return debian.driver(
+                source, archive, packages.arrange_debian, Workspace(shop.temporary), dest, tell
+            )
+    with Workspace(shop.temporary).directory() as downloaded:
+        package = fetch(shop, source, downloaded, tell)
         read = packages.unpack_run if source.kind is SourceKind.RUN else packages.unpack_archive
         layout = read(source, package, dest)
         if source.fabric_manager:
             other = replace(source, location=source.fabric_manager, sha256=source.fabric_manager_sha256)
-            layout = packages.add_archive(source, layout, fetch(shop, other, place, tell), dest)
+            layout = packages.add_archive(source, layout, fetch(shop, other, downloaded, tell), dest)
         return layout
 
 
 def fetch(shop: Shop, source: DriverSource, place: Path, tell: Tell) -> Path:
     """The file of a package, with the digest that it must have."""
-    package = Path(source.location)
+    package = Path(source.location).absolute()
     if source.location.startswith(URLS):
         package = (shop.cache or place) / source.location.rpartition("/")[2]
         if not package.exists() and not Downloads().file(source.location, package, tell):
@@ -289,7 +297,12 @@ def fetch(shop: Shop, source: DriverSource, place: Path, tell: Tell) -> Path:
             raise Permanent(Code.SOURCE_INVALID, sentence, "Correct its location.")
     elif not package.is_file():
         raise Permanent(Code.SOURCE_INVALID, f"there is no file '{package}'", "Correct its location.")
-    packages.check(source, package, tell)
+    try:
+        packages.check(source, package, tell)
+    except Failure:
+        if source.location.startswith(URLS):
+            package.unlink()  # out of the cache, too: the next run is to fetch it again
+        raise
     return package
 
 
@@ -312,7 +325,7 @@ def proof(
     tell: Tell,
 ) -> Verdict:
     """Prove an image that the engine has."""
-    with Workspace().directory(shop.temporary) as work:
+    with Workspace(shop.temporary).directory() as work:
         engine = shop.engine
 
         def kernel(wanted: Build) -> KernelFiles:

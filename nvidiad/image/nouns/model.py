@@ -94,6 +94,8 @@ class Cell(Value):
     release: OsRelease
     driver: DriverSource
     tag: str
+    shared: bool = False
+    """Whether the tag is to name the images of several architectures, whichever of them are known today."""
 
     @property
     def build(self) -> Build:

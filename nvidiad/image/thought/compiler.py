@@ -25,6 +25,24 @@ _CAUSES = tuple(
 )
 
 
+_ACCIDENT = re.compile(
+    r"Killed|signal terminated|out of memory|memory exhausted|[Cc]annot allocate memory|No space left"
+    r"|internal compiler error|Error 1[23]\d\b"
+)
+# make and a shell only pass on that something ended.
+_NO_WORD = re.compile(r"make(\[\d+\])?: |(compile|sh|bash|/bin/sh|/bin/bash): ")
+
+
+def is_accident(line: str) -> bool:
+    """Whether a line tells of a machine that had too little of something, or of a compiler that broke."""
+    return _ACCIDENT.search(line) is not None
+
+
+def is_refusal(cause: str) -> bool:
+    """Whether a cause is a compiler's own word on the source, which it would say again."""
+    return bool(cause) and not _NO_WORD.match(cause) and not is_accident(cause)
+
+
 def first_error(lines: Iterable[str]) -> str:
     """The first line that tells of a cause, without the directories of its file; empty where none does."""
     found: dict[int, str] = {}

@@ -47,7 +47,12 @@ def cells(recipe: Recipe, releases: Sequence[OsRelease]) -> tuple[Cell, ...]:
     A release that is in two channels is two cells of one tag.
     """
     found = (
-        Cell(release, wish.source, naming.image_tag(system.tag, _build(release, wish.source)))
+        Cell(
+            release,
+            wish.source,
+            naming.image_tag(system.tag, _build(release, wish.source)),
+            shared=len(system.architectures) > 1,
+        )
         for system in recipe.systems
         for release in _chosen(system, releases)
         for wish in recipe.drivers
@@ -125,7 +130,9 @@ def places(wanted: Sequence[Cell]) -> dict[Cell, str]:
     for cell in wanted:
         architectures.setdefault(cell.tag, set()).add(cell.release.architecture)
     return {
-        cell: cell.tag if len(architectures[cell.tag]) == 1 else f"{cell.tag}-{cell.release.architecture}"
+        cell: f"{cell.tag}-{cell.release.architecture}"
+        if cell.shared or len(architectures[cell.tag]) > 1
+        else cell.tag
         for cell in wanted
     }
 

@@ -106,6 +106,8 @@ def from_manifest(text: str, driver: str, flavour: Flavour, *, graphics: bool, p
         source = source.removeprefix("./")
         if source.startswith("32/"):
             continue
+        if source.startswith("/") or ".." in source.split("/"):
+            _refuse(driver, f"its '.manifest' names '{source}', which lies outside of it")
         if _listed(source, kind, graphics=graphics):
             # The modes of a package are those of its makers' disk: the tree has its own.
             listed[source] = _target(rest) if kind.endswith(_LINK) else ""

@@ -274,6 +274,7 @@ def _driver(reading: _Reading, place: str, found: dict[str, Any]) -> DriverWish 
     complete = reading.wanted(place, found, "version", "flavour", "source", "location")
     if found.get("source") is SourceKind.DEBIAN:
         reading.unwanted(place, found, "Debian's archive is signed", "sha256")
+        reading.unwanted(place, found, "Debian has none", "fabric-manager", "fabric-manager-sha256")
     elif found.get("source"):
         complete = reading.wanted(place, found, "sha256") and complete
     if found.get("fabric-manager"):

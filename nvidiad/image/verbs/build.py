@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from nvidiad.image.nouns import developer as developers
+from nvidiad.image.nouns.model import Family
 from nvidiad.image.verbs import assemble as assembling
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Permanent
@@ -179,7 +180,9 @@ def known_kernel(release: OsRelease, developer: str, engine: Engine) -> OsReleas
         )
     labels = engine.labels(developer)
     kernel = labels.get(developers.KERNEL, "")
-    if release.kernel and kernel and kernel != release.kernel:
+    # A feed does not tell the revision that a kernel of Flatcar's may end with (-r1): the image does.
+    exact = release.family is Family.DEBIAN
+    if exact and release.kernel and kernel and kernel != release.kernel:
         raise Permanent(
             Code.IMAGE_MISMATCH,
             f"the developer image '{developer}' has kernel '{kernel}', but {release} has '{release.kernel}'",
@@ -191,7 +194,7 @@ def known_kernel(release: OsRelease, developer: str, engine: Engine) -> OsReleas
             f"neither the developer image '{developer}' nor a feed says which kernel {release} has",
             f"Give the image a label '{developers.KERNEL}'.",
         )
-    return replace(release, kernel=release.kernel or kernel)
+    return replace(release, kernel=kernel or release.kernel)
 
 
 def _compile(

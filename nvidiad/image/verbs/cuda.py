@@ -29,6 +29,7 @@ class Files(Protocol):
     """Works on the files of a tree; the workspace is one."""
 
     def copy(self, source: Path, dest: Path, *names: str) -> None: ...
+    def drop_empty(self, tree: Path) -> None: ...
     def entries(self, tree: Path) -> tuple[Entry, ...]: ...
     def read(self, path: Path) -> str: ...
     def write(self, path: Path, text: str) -> None: ...
@@ -58,6 +59,8 @@ def cuda_tree(
     tree = root / "opt/cuda" / version
     tell(Progress("assemble", f"tree of CUDA {version}"))
     files.copy(toolkit, tree)
+    # A manifest lists files and links: a directory without any would be none of its own.
+    files.drop_empty(tree)
     entries = tuple(_with_plain_mode(tree, entry) for entry in files.entries(tree))
     made = manifests.cuda(version, minimum_driver, architecture.machine, entries)
     tell(Progress("assemble", "manifest", made.size, made.size))

@@ -80,6 +80,8 @@ class Wishes(Value):
     prove: bool = True
     retry_unbuildable: bool = False
     """Build what could not be built from the very same inputs, too."""
+    sign_present: bool = False
+    """Sign also what was there before, whoever has pushed it."""
     architectures: tuple[Architecture, ...] = tuple(Architecture)
     """What can be built here; the rest is left to runs on other machines."""
 
@@ -238,8 +240,8 @@ class _Run:
     # -- names and signatures ------------------------------------------------------------------------
 
     def sign(self) -> None:
-        """Sign what was published before there was a key."""
-        if self._signer is None:
+        """Sign what was published before there was a key, where that is wanted."""
+        if self._signer is None or not self._wishes.sign_present:
             return
         published = (one.digest for one in self._standings.values() if one.state is State.PUBLISHED)
         for digest in dict.fromkeys(published):
@@ -272,7 +274,9 @@ class _Run:
             if self._registry.head(pointer.tag) == document.digest:
                 return
             self._registry.put_manifest(document)
-        self._sign(document.digest)
+        # A name lends no signature to what this run did not make.
+        if self._wishes.sign_present or all(one.digest in self._signed for one in named):
+            self._sign(document.digest)
         self._registry.put_manifest(document, pointer.tag)
         self._moved.append(pointer.tag)
 

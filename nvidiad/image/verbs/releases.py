@@ -32,6 +32,8 @@ class Found(Value):
 
     releases: tuple[OsRelease, ...]
     notes: tuple[str, ...]
+    failed: bool = False
+    """Whether an OS that was wanted could not be asked at all."""
 
 
 def find_releases(

@@ -27,6 +27,7 @@ _MERGED = 'for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" 
 _NOT_WANTED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/bash-completion"),
     *("usr/share/lintian", "usr/share/bug", "usr/share/initramfs-tools", "usr/share/perl5"),
+    *("etc/apt/apt.conf.d/99mmdebstrap", "etc/apt/sources.list"),
 )
 
 
@@ -103,7 +104,10 @@ class Archive:
         self._options()
         command = ["mmdebstrap", "--variant=extract", "--format=tar", f"--include={','.join(packages)}"]
         command += [f"--architectures={self._architecture}", "--skip=check/empty"]
-        command += [f"--aptopt={line}" for line in _network_settings()]
+        # In a file and not on the command line, as a proxy may have a password; and not in the tree.
+        network = self._directory / "network.conf"
+        files.atomic_write(network, "".join(f"{line};\n" for line in _network_settings()), 0o600)
+        command.append(f"--aptopt={network}")
         command += ['--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"']
         # A tree where /lib is one with /usr/lib, as Debian has it; what update-alternatives would have made;
         # and without what modules are neither built nor loaded with.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvidiad.image.thought.compiler import first_error
+from nvidiad.image.thought.compiler import first_error, is_accident, is_refusal
 from nvidiad.image.world import tar
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Progress
@@ -146,7 +146,7 @@ class Engine:
         if fresh:
             params["nocache"] = 1
         output = _Output(say)
-        with tempfile.NamedTemporaryFile(prefix="nvidiad-context-") as packed:
+        with tempfile.NamedTemporaryFile(prefix="nvidiad-context-", dir=context.parent) as packed:
             size = tar.pack(context, Path(packed.name), 0)
             with Path(packed.name).open("rb") as file, self._asked(reference, "building") as engine:
                 body = _Told(file, size, "build-image", reference, _untold)
@@ -158,9 +158,9 @@ class Engine:
 
     def _build_failure(self, reference: str, what: str, error: str, output: _Output) -> Failure:
         output.flush()
-        refused = output.cause()
-        cause = refused or refusals.shorten(error)
-        if "no space left on device" in f"{cause} {error}".lower():
+        said = output.cause()
+        cause = said or refusals.shorten(error)
+        if "no space left on device" in f"{cause} {error} {' '.join(output.tail)}".lower():
             return refusals.failure(Code.DISK_FULL, reference, cause)
         name = what or f"'{reference}'"
         sentence = f"{name} cannot be built: {cause}"
@@ -168,7 +168,8 @@ class Engine:
             "Choose a driver that this kernel can be built with; the end of the build's output says more."
         )
         # A compiler that was killed, or had no memory, may come to another end the next time.
-        failure = (Permanent if refused else Transient)(Code.BUILD_FAILED, sentence, remedy)
+        kind = Permanent if is_refusal(said) and not output.accident else Transient
+        failure = kind(Code.BUILD_FAILED, sentence, remedy)
         failure.add_note("\n".join(output.tail))
         return failure
 
@@ -332,6 +333,7 @@ class _Output:
         self._say = say
         self._pending = ""
         self._suspects: list[str] = []
+        self.accident = False
         self.tail: deque[str] = deque(maxlen=_TAIL)
 
     def take(self, text: object) -> None:
@@ -353,6 +355,7 @@ class _Output:
     def _line(self, line: str) -> None:
         if line.strip():
             self.tail.append(line.rstrip())
+            self.accident = self.accident or is_accident(line)
             if first_error([line]):
                 self._suspects.append(line)
             self._say(line.rstrip())

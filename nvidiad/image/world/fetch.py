@@ -190,7 +190,7 @@ class Downloads:
         if proxy and urllib.request.proxy_bypass(parts.hostname):
             proxy = ""
         if proxy not in self._pools:
-            self._pools[proxy] = urllib3.ProxyManager(proxy) if proxy else urllib3.PoolManager()
+            self._pools[proxy] = _through(proxy) if proxy else urllib3.PoolManager()
         return self._pools[proxy]
 
     def _why(self, error: BaseException) -> str:
@@ -204,6 +204,12 @@ class Downloads:
                 return "the connection ended too early"
             seen += [part for part in one.args if isinstance(part, BaseException)]
         return refusals.root_cause(error)
+
+
+def _through(proxy: str) -> urllib3.ProxyManager:
+    who = urllib3.util.parse_url(proxy).auth
+    headers = urllib3.make_headers(proxy_basic_auth=who) if who else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers)
 
 
 class _Cut(Exception):

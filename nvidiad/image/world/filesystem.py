@@ -49,7 +49,7 @@ def workplace(parent: Path) -> Iterator[Path]:
     What a killed process left there is removed by the next one: the lock on such a directory ends with its
     process.
     """
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         with files.explained(f"making a directory in '{parent}'", Code.DISK_IMAGE_INVALID):
             _sweep(parent)
             place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
@@ -266,7 +266,7 @@ def _is_fault(line: str) -> bool:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the block as an exception, so that it cleans up; a handler that there is stays."""
 
     def end(number: int, _: FrameType | None) -> None:

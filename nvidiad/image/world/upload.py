@@ -12,6 +12,7 @@ import hashlib
 import json
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -19,6 +20,7 @@ from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Progress
 from nvidiad.thought import distribution
 from nvidiad.thought.distribution import Descriptor
+from nvidiad.world import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,23 +55,34 @@ def upload(
     archive is not what its own configuration says, and what the registry refuses.
     """
     temporary.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="upload-", dir=temporary) as made:
+    with (
+        files.explained(f"pushing '{image}'", Code.IMAGE_FAILED),
+        tempfile.TemporaryDirectory(prefix="upload-", dir=temporary) as made,
+    ):
         place = Path(made)
         tell(Progress("push-image", f"saving {image}"))
         save(image, place / "image.tar")
-        with tarfile.open(place / "image.tar") as archive:
-            config, names = _contents(archive, image)
-            expected = _diff_ids(config, len(names), image)
-            layers = []
-            for number, (name, diff_id) in enumerate(zip(names, expected, strict=True)):
-                packed = place / f"layer{number}"
-                layer = _pack(_member(archive, name, image), packed, diff_id, image, tell)
-                with packed.open("rb") as file:
-                    registry.put_file(file, layer, tell)
-                packed.unlink()
-                layers.append(layer)
-        described = registry.put_blob(config, _CONFIG)
-        return registry.put_manifest(distribution.image(described, tuple(layers)))
+        try:
+            return _send(place, image, registry, tell)
+        except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+            raise _corrupt(image, str(error)) from None
+
+
+def _send(place: Path, image: str, registry: Registry, tell: Callable[[Progress], None]) -> str:
+    """What is in `image.tar` at a place, blob by blob, and the manifest at the end."""
+    with tarfile.open(place / "image.tar") as archive:
+        config, names = _contents(archive, image)
+        expected = _diff_ids(config, len(names), image)
+        layers = []
+        for number, (name, diff_id) in enumerate(zip(names, expected, strict=True)):
+            packed = place / f"layer{number}"
+            layer = _pack(_member(archive, name, image), packed, diff_id, image, tell)
+            with packed.open("rb") as file:
+                registry.put_file(file, layer, tell)
+            packed.unlink()
+            layers.append(layer)
+    described = registry.put_blob(config, _CONFIG)
+    return registry.put_manifest(distribution.image(described, tuple(layers)))
 
 
 def _contents(archive: tarfile.TarFile, image: str) -> tuple[bytes, list[str]]:

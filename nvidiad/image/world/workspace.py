@@ -30,16 +30,26 @@ _LIBRARIES = ("usr/lib/*-linux-gnu*", "lib/*-linux-gnu*")
 
 
 class Workspace:
-    """Works on the files of an image that is being made."""
+    """Works on the files of an image that is being made, below a directory where one is given."""
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self._parent = parent
 
     @contextmanager
     def directory(self, parent: Path | None = None) -> Iterator[Path]:
         """A directory that goes with the block."""
         with (
             files.explained("working on an image", Code.BUILD_FAILED),
-            tempfile.TemporaryDirectory(prefix="nvidiad-image-", dir=parent) as made,
+            tempfile.TemporaryDirectory(prefix="nvidiad-image-", dir=parent or self._parent) as made,
         ):
             yield Path(made)
+
+    def drop_empty(self, tree: Path) -> None:
+        """Remove the directories that have no file and no link anywhere below them."""
+        for top, _, _ in os.walk(tree, topdown=False):
+            place = Path(top)
+            if place != tree and not any(place.iterdir()):
+                place.rmdir()
 
     def processors(self) -> int:
         """How many compilers may run at once."""

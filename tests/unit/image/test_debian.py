@@ -7,7 +7,7 @@ import pytest
 
 from nvidiad.image.nouns.model import Architecture, Family, OsRelease
 from nvidiad.image.thought import debian
-from nvidiad.image.thought.compiler import first_error
+from nvidiad.image.thought.compiler import first_error, is_accident, is_refusal
 from nvidiad.image.thought.debian import Offer
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Flavour
@@ -186,3 +186,21 @@ ERRORS = [
 @pytest.mark.parametrize(("lines", "error"), ERRORS)
 def test_the_first_error(lines: list[str], error: str) -> None:
     assert first_error(lines) == error
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal", "accident"),
+    [
+        ("nvidia/nv-pci.c:223:17: error: too few arguments to function 'x'", True, False),
+        ("ERROR: modpost: GPL-incompatible module nvidia.ko uses 'x'", True, False),
+        ("make[3]: *** [a.o] Error 1", False, False),
+        ("make[3]: *** [a.o] Error 137", False, True),
+        ("gcc: fatal error: Killed signal terminated program cc1", False, True),
+        ("cc1: out of memory allocating 65536 bytes", False, True),
+        ("nv.c:1:1: internal compiler error: Segmentation fault", False, True),
+        ("compile: the developer image has no compiler", False, False),
+        ("", False, False),
+    ],
+)
+def test_only_a_compilers_own_word_is_a_refusal(line: str, refusal: bool, accident: bool) -> None:  # noqa: FBT001
+    assert (is_refusal(line), is_accident(line)) == (refusal, accident)
