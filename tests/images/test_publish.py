@@ -170,8 +170,8 @@ def test_a_second_run_with_nothing_new_only_asks(bench: Bench, shelved: Shelf, t
     assert found.compatibility.generated == NOW
     requests = shelved.requests()[before:]
     methods = [request.partition(" ")[0] for request in requests]
-    # Two images, their signatures, a channel, the list with its manifest and its content.
-    assert (methods.count("HEAD"), methods.count("GET"), len(methods)) == (6, 2, 8), requests
+    # Two images, a channel, the list with its manifest and its content.
+    assert (methods.count("HEAD"), methods.count("GET"), len(methods)) == (4, 2, 6), requests
 
 
 def test_a_new_release_takes_the_channel_along(bench: Bench, registry: Repository) -> None:
@@ -441,6 +441,20 @@ def test_what_was_published_without_a_key_is_signed_later(
     assert (found.outcomes, found.signed) == ((), ())
     found = run(bench, recipe(), signer=key(tmp_path), wishes=Wishes(sign_present=True))
     assert (found.outcomes, found.signed) == ((), (digest,))
+
+
+def test_a_name_lends_no_signature_to_what_somebody_else_has_pushed(
+    bench: Bench, registry: Repository, tmp_path: Path
+) -> None:
+    wanted = recipe(architectures=(AMD64, ARM64))
+    arm = replace(NEW, architecture=ARM64)
+    # Pushed without the key, by whoever could.
+    run(bench, wanted, NEW, wishes=Wishes(architectures=(AMD64,)))
+    found = run(bench, wanted, NEW, arm, signer=key(tmp_path))
+    index = registry.manifest("4593.2.5-535.309.01")
+    assert index.media_type == distribution.OCI_INDEX
+    assert found.signed == (registry.head("4593.2.5-535.309.01-arm64"),)
+    assert registry.head(cosign.tag(index.digest)) is None
 
 
 def test_the_tag_comes_after_the_signature(bench: Bench, shelved: Shelf, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import distribution
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nvidiad.thought.distribution import Descriptor, Document
 
 PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -44,3 +47,17 @@ def manifest(config: Descriptor, layer: Descriptor, signature: bytes) -> Documen
     """The manifest with one signature."""
     annotation = ((_ANNOTATION, base64.b64encode(signature).decode()),)
     return distribution.image(config, (replace(layer, annotations=annotation),))
+
+
+def signatures(document: Document, signed: bytes) -> Iterator[bytes]:
+    """The signatures of exactly this payload that a manifest has; what is none is left out."""
+    layers = document.content().get("layers")
+    for layer in layers if isinstance(layers, list) else ():
+        if not isinstance(layer, dict) or layer.get("digest") != distribution.digest_of(signed):
+            continue
+        annotations = layer.get("annotations")
+        said = annotations.get(_ANNOTATION) if isinstance(annotations, dict) else None
+        try:
+            yield base64.b64decode(str(said), validate=True)
+        except binascii.Error:
+            continue

@@ -72,6 +72,7 @@ class Signer(Protocol):
     """A key: `nvidiad.image.world.signing.SigningKey`."""
 
     def sign(self, data: bytes) -> bytes: ...
+    def verifies(self, data: bytes, signature: bytes) -> bool: ...
 
 
 class Wishes(Value):
@@ -258,6 +259,16 @@ class _Run:
         self._registry.put_manifest(cosign.manifest(config, layer, self._signer.sign(payload)), tag)
         self._signed.append(digest)
 
+    def _vouched(self, digest: str) -> bool:
+        """Whether an image has a signature of this key, from this run or an earlier one."""
+        if self._signer is None or digest in self._signed:
+            return self._signer is not None
+        tag, payload = cosign.tag(digest), cosign.payload(self._registry.name, digest)
+        if self._registry.head(tag) is None:
+            return False
+        found = cosign.signatures(self._registry.manifest(tag), payload)
+        return any(self._signer.verifies(payload, signature) for signature in found)
+
     def point(self) -> None:
         """Let the tags of channels and of several architectures name what is there now."""
         for pointer in matrix.pointers(tuple(self._standings)):
@@ -274,8 +285,8 @@ class _Run:
             if self._registry.head(pointer.tag) == document.digest:
                 return
             self._registry.put_manifest(document)
-        # A name lends no signature to what this run did not make.
-        if self._wishes.sign_present or all(one.digest in self._signed for one in named):
+        # A name lends no signature to what nobody with this key has signed.
+        if self._wishes.sign_present or all(self._vouched(one.digest) for one in named):
             self._sign(document.digest)
         self._registry.put_manifest(document, pointer.tag)
         self._moved.append(pointer.tag)

@@ -48,6 +48,18 @@ class SigningKey:
 
         return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
 
+    def verifies(self, data: bytes, signature: bytes) -> bool:
+        """Whether a signature of `data` was made with this key."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        try:
+            self._key.public_key().verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
     def public(self) -> str:
         """The public key, for those who verify."""
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
