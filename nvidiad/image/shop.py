@@ -145,11 +145,17 @@ def debian_archive(shop: Shop, wanted: Sequence[str], architecture: Architecture
         yield Archive(place, tuple(wanted), architecture, sources=shop.apt_sources)
 
 
+def developer_repository(family: Family, prefix: str) -> str:
+    """The repository of an OS's developer images; without a prefix it is the engine's own."""
+    name = f"{family}-developer"
+    return f"{prefix}/{name}" if prefix else name
+
+
 def make_developer(
     shop: Shop, release: OsRelease, prefix: str, *, again: bool, tell: Tell
 ) -> developer.Developer:
     """The developer image of a release, made if the engine does not have it."""
-    repository = f"{prefix}/{release.family}-developer" if prefix else f"{release.family}-developer"
+    repository = developer_repository(release.family, prefix)
     if release.family is Family.DEBIAN:
         reference = developers.reference(release, repository)
         made = again or not shop.engine.has(reference)
@@ -223,7 +229,7 @@ def build(
 ) -> building.Built:
     """The image of a driver for a release, whose developer image is there."""
     usual = building.Options(reference, dockerfiles())
-    repository = f"{making.developers}/{release.family}-developer" if making.developers else ""
+    repository = developer_repository(release.family, making.developers)
     options = replace(
         usual,
         base=making.base or usual.base,

@@ -43,7 +43,7 @@ class Engine(Protocol):
 class Workspace(Protocol):
     """Where files lie meanwhile."""
 
-    def directory(self, parent: Path | None = None) -> AbstractContextManager[Path]: ...
+    def directory(self) -> AbstractContextManager[Path]: ...
 
 
 def developer(

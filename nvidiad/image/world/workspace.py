@@ -36,11 +36,11 @@ class Workspace:
         self._parent = parent
 
     @contextmanager
-    def directory(self, parent: Path | None = None) -> Iterator[Path]:
+    def directory(self) -> Iterator[Path]:
         """A directory that goes with the block."""
         with (
             files.explained("working on an image", Code.BUILD_FAILED),
-            tempfile.TemporaryDirectory(prefix="nvidiad-image-", dir=parent or self._parent) as made,
+            tempfile.TemporaryDirectory(prefix="nvidiad-image-", dir=self._parent) as made,
         ):
             yield Path(made)
 
