@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.model import Progress
     from nvidiad.rim.daemon import Source
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Bus, Log
 
 RUNTIME = Path("run/nvidiad")
@@ -58,16 +58,20 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
         linker=Linker(root),
         modules=modules,
         nodes=Nodes(root),
+        memories=memories(root),
+        trials=MemoryFile(root / STATE / "trials.json"),
     )
 
 
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
     from nvidiad.world.images import DockerImages, Timeouts
+    from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.units import NoUnits, SystemdUnits
+    from nvidiad.world.upcoming import NextSystems
     from nvidiad.world.updates import NoUpdates, UpdateEngine
 
-    image = settings.image
+    image, stage = settings.image, settings.stage
     auth_file = Path(image.auth_file) if image.auth_file else None
     return Ports(
         driver=driver_ports(settings, root),
@@ -79,7 +83,8 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
             Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
         ),
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
-        memories=memories(root),
+        next=NextSystems(root, stage.next_file, stage.next_command),
+        shutdowns=Logind(bus, root) if bus else NoShutdowns(),
         activations=activations(root),
     )
 
@@ -119,6 +124,7 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
     """Bring the driver on disk into force; the exit status of nvidia.service."""
     from nvidiad.thought.activation import FREEING
     from nvidiad.thought.activation import activate as plan_activation
+    from nvidiad.verbs.bring_up import bring_up
     from nvidiad.verbs.engine import DriverEngine
     from nvidiad.verbs.observer import look_at_driver
 
@@ -127,12 +133,16 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
         settings = read_settings(configuration)
         hold = settings.units.hold
         ports = driver_ports(settings, root)
-        plan = plan_activation(look_at_driver(ports, settings), settings)
+        facts = look_at_driver(ports, settings)
+        plan = plan_activation(facts, settings)
         log.info("plan", what=plan.reason, steps=len(plan.steps))
         # Only what was found before anything was done frees: a step that failed leaves half a driver.
         freed = plan.problem is not None and plan.problem.code in FREEING
-        report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
-        problem = plan.problem or report.problem
+        engine = DriverEngine(ports, log, seconds=time.monotonic)
+        report = bring_up(plan, facts, settings, ports=ports, engine=engine, log=log, now=time.time())
+        # What waits for the boot is no failure: the driver that is loaded is in force.
+        waits = plan.problem is not None and plan.problem.code is Code.DRIVER_MISMATCH and bool(plan.steps)
+        problem = report.problem or (None if waits else plan.problem)
     except Failure as failure:
         problem = problem_of(failure)
     _leave_word(root, None if freed else problem, log)

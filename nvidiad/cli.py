@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nvidiad.nouns.errors import Failure
 
 OK, FAILED, USAGE, NOT_RUNNING, NOT_READY = range(5)
+WAIT = 75
+"""Of `reboot-check`, as EX_TEMPFAIL of sysexits.h: not now."""
 # Nothing is missing that this host should have.
 _IN_ORDER = ("ready", "no-gpu", "standing-back")
 
@@ -77,6 +79,8 @@ def _dispatch(given: list[str]) -> int:
             return _install(options)
         case "gc":
             return _gc(options)
+        case "reboot-check":
+            return _reboot_check(options)
         case "run":
             from nvidiad import app
 
@@ -115,6 +119,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
         ("check", "verify the tree in force, file by file, and what is loaded"),
         ("install", "install a tree from an image or a directory"),
         ("gc", "remove the trees that nothing needs"),
+        ("reboot-check", "say whether a reboot may go now: exit 0 go, 75 wait"),
         ("run", "run the daemon (nvidiad.service does)"),
         ("activate", "bring the driver on disk into force (nvidia.service does)"),
         ("deactivate", "undo activate"),
@@ -179,11 +184,11 @@ def _plan(options: argparse.Namespace) -> int:
     ports = app.all_ports(settings, options.root, bus)
     facts = observe(ports, settings)
     now = time.time()
-    plan = planner.decide(facts, settings, ports.memories.read(), now)
+    plan = planner.decide(facts, settings, ports.driver.memories.read(), now)
     status = planner.assess(facts, settings, plan, now=now)
     inner = activate(facts.driver, settings)
     if options.json != "off":
-        _print_json(document(status, version=__version__, memory=ports.memories.read()), options.json)
+        _print_json(document(status, version=__version__, memory=ports.driver.memories.read()), options.json)
         return OK
     print(f"{status.phase}: {status.summary}")
     print(f"because {plan.reason}")
@@ -237,7 +242,8 @@ def _list(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from nvidiad import app
     from nvidiad.nouns.errors import Failure
-    from nvidiad.thought.activation import activate, find_tree
+    from nvidiad.thought.activation import activate
+    from nvidiad.thought.choice import find_tree
     from nvidiad.verbs.observer import look_at_driver
 
     settings = app.read_settings(options.config)
@@ -301,22 +307,43 @@ def _install(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from nvidiad import app
     from nvidiad.thought import cuda
-    from nvidiad.thought.activation import wanted
     from nvidiad.thought.retention import expendable
-    from nvidiad.verbs.observer import look_at_cuda, look_at_driver
-    from nvidiad.world.updates import UpdateEngine
+    from nvidiad.verbs.observer import look_at_cuda, observe
 
     settings = app.read_settings(options.config)
-    ports = app.driver_ports(settings, options.root)
-    facts = look_at_driver(ports, settings)
-    update = UpdateEngine(app.connect()).status() if str(options.root) == "/" else None
-    memory = app.memories(options.root).read()
-    gone = expendable(facts, wanted(facts, settings), update=update, memory=memory)
-    for tree in (*gone, *cuda.expendable(look_at_cuda(ports), cuda.wanted(settings))):
+    ports = app.all_ports(settings, options.root, app.connect() if str(options.root) == "/" else None)
+    gone = expendable(observe(ports, settings), settings, ports.driver.memories.read())
+    for tree in (*gone, *cuda.expendable(look_at_cuda(ports.driver), cuda.wanted(settings))):
         if not options.dry_run:
-            ports.trees.remove(tree.path)
+            ports.driver.trees.remove(tree.path)
         print(f"{'would remove' if options.dry_run else 'removed'} {tree.path}")
     return OK
+
+
+def _reboot_check(options: argparse.Namespace) -> int:
+    """Asks the daemon; without one it looks itself, so that a stopped daemon holds no reboot for ever."""
+    import time
+
+    from nvidiad import app
+    from nvidiad.nouns.errors import Failure
+    from nvidiad.rim import client
+    from nvidiad.thought import planner
+    from nvidiad.verbs.observer import observe
+
+    try:
+        go, reason, until = client.reboot(options.socket)
+    except Failure as failure:
+        if failure.code != "not-running":
+            raise
+        settings = app.read_settings(options.config)
+        ports = app.all_ports(settings, options.root, app.connect() if str(options.root) == "/" else None)
+        facts, now = observe(ports, settings), time.time()
+        memory = planner.notice(ports.driver.memories.read(), facts, settings)
+        said = planner.decide(facts, settings, memory, now).verdict
+        go, reason, until = said.go, said.reason, said.until
+    go = go or (until is not None and time.time() >= until)
+    print(reason)
+    return OK if go else WAIT
 
 
 def _activate_host(verb: str) -> int:

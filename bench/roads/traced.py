@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvidiad.nouns.model import DriverFacts
     from nvidiad.nouns.plan import Plan, Report
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import DriverPorts
 
 times = {"began": began, "imported": imported}

@@ -51,6 +51,11 @@ class Code(StrEnum):
     DRIVER_MISMATCH = "driver-mismatch"
     VERSION_MISMATCH = "version-mismatch"
     DRIVER_TOO_OLD = "driver-too-old"
+    DRIVER_FALLBACK = "driver-fallback"
+    # what comes next
+    NEXT_UNKNOWN = "next-unknown"
+    NEXT_UNREADABLE = "next-unreadable"
+    LOGIND_REFUSED = "logind-refused"
     # exposure and order
     EXPOSURE_FAILED = "exposure-failed"
     UNIT_FAILED = "unit-failed"

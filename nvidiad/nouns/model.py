@@ -6,10 +6,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from nvidiad.nouns.errors import Code, Failure
+    from nvidiad.nouns.upcoming import RebootFacts
 
 
 class Kind(StrEnum):
@@ -32,6 +34,14 @@ class Exposure(StrEnum):
     OVERLAY = "overlay"
     LDCONFIG = "ldconfig"
     AUTO = "auto"
+
+
+class Change(StrEnum):
+    """What to do about another driver version while the loaded one is in use."""
+
+    REBOOT = "reboot"
+    WAIT = "wait"
+    DRAIN = "drain"
 
 
 class Phase(StrEnum):
@@ -109,6 +119,12 @@ class Tree(Value):
     firmware: bool = False
     minimum_driver: str = ""
     """The oldest driver that a CUDA works with; empty for a driver."""
+    identity: str = ""
+    """Changes with whatever its manifest says: the same build made again is another tree."""
+    size: int = 0
+    """Bytes of its files."""
+    installed: float = 0.0
+    """When it was laid down, seconds since 1970."""
 
 
 class LoadedModule(Value):
@@ -197,6 +213,10 @@ class DriverFacts(Value):
     """Device nodes that the loaded modules serve and that are not in /dev as they should be."""
     tree_problem: Problem | None = None
     """Why the modules of the wanted tree cannot be read."""
+    trials: tuple[Attempt, ...] = ()
+    """Activations that did not bring a tree up, by the tree's identity; they are counted across boots."""
+    good: tuple[str, ...] = ()
+    """Paths of trees that were seen ready, the latest first."""
 
 
 class UnitState(Value):
@@ -240,12 +260,16 @@ class HostFacts(Value):
     units: tuple[UnitState, ...]
     gates: tuple[str, ...]
     """Units that have our drop-in."""
-    update: UpdateStatus | None
     activation: Problem | None = None
     """Why the last activation failed, as it left it in /run."""
     holders: tuple[Holder, ...] = ()
     cuda: CudaFacts = CudaFacts()
     """Not looked at where no CUDA is configured."""
+    next: NextFacts = NextFacts()
+    reboot: RebootFacts | None = None
+    """None where there is no logind."""
+    uptime: float = 0.0
+    """Seconds since the host booted, suspended ones too: no clock that somebody sets."""
 
     def unit(self, name: str) -> UnitState | None:
         """The state of a unit, None where it was not looked at."""
@@ -272,9 +296,31 @@ class Attempt(Value):
     problem: Problem
 
 
+class Sighting(Value):
+    """When something was first seen in this boot; `at` is the host's uptime in seconds."""
+
+    what: str
+    boot_id: str
+    at: float
+
+
+class Origin(Value):
+    """From which image a tree was installed."""
+
+    tree: str
+    digest: str
+
+
 class Memory(Value):
+    """What survives a reboot: attempts, trees known good, and what was begun and must be ended."""
+
     attempts: tuple[Attempt, ...] = ()
     last_good: str = ""
     """The path of the tree that was last seen ready."""
     former_good: str = ""
     """The last such tree of another OS release: most likely the one in the other slot."""
+    sightings: tuple[Sighting, ...] = ()
+    """Since when an update is known, a reboot is wanted, units are stopped: what has a limit."""
+    stopped: tuple[str, ...] = ()
+    """Units that nvidiad stopped for a change of the driver, and is to start again."""
+    origins: tuple[Origin, ...] = ()

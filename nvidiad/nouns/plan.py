@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvidiad.nouns.upcoming import Verdict
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Build, Exposure, HostFacts, Phase, Problem
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.upcoming import Stage
 
 
 class Plan(Value):
@@ -20,8 +22,13 @@ class Plan(Value):
     problem: Problem | None = None
     wait: float | None = None
     """Seconds until a step that is due later may be tried; None when nothing waits."""
+    look: float | None = None
+    """Seconds until the next look though nothing waits; None where no event can be missed."""
     cuda_problem: Problem | None = None
     """Why the wanted CUDA is not current; it holds nothing up."""
+    stages: tuple[Stage, ...] = ()
+    """The drivers of the next OS, the configured one first; empty where nothing comes next."""
+    verdict: Verdict = Verdict(go=True, reason="no other OS is about to be booted")
 
 
 class StepResult(Value):

@@ -16,6 +16,8 @@ class PullImage(Value):
 
     reference: str
     build: Build
+    gentle: bool = False
+    """Nothing waits for it: what else the host does comes first."""
 
     def describe(self) -> str:
         return f"pull '{self.reference}'"
@@ -28,9 +30,33 @@ class InstallTree(Value):
     build: Build
     driver: str = ""
     """The wanted driver, which a CUDA must not be too new for; empty where that is not asked."""
+    gentle: bool = False
+    """Nothing waits for it: what else the host does comes first."""
 
     def describe(self) -> str:
         return f"install '{self.build}' from '{self.reference}' and verify it"
+
+
+class RenewTree(Value):
+    """Replace a tree that does not come up, or does not fit, as soon as its tag names another image."""
+
+    reference: str
+    build: Build
+    tree: str
+    digest: str
+    """Of the image that the tree was installed from; empty where nobody remembers."""
+
+    def describe(self) -> str:
+        return f"look for another image of '{self.reference}'"
+
+
+class RemoveTree(Value):
+    """Remove a tree that nothing on this host needs."""
+
+    tree: str
+
+    def describe(self) -> str:
+        return f"remove '{self.tree}'"
 
 
 class WriteGates(Value):
@@ -56,6 +82,49 @@ class ReloadUnit(Value):
 
     def describe(self) -> str:
         return f"reload {self.name}"
+
+
+class StopUnit(Value):
+    """Stop a unit for a change of the driver; it is started again after that."""
+
+    name: str
+
+    def describe(self) -> str:
+        return f"stop {self.name}"
+
+
+class RaiseDelay(Value):
+    """Let logind wait this long for delay locks; what others need is never lowered."""
+
+    seconds: float
+
+    def describe(self) -> str:
+        return f"let logind wait {self.seconds:.0f} s for delay locks"
+
+
+class HoldReboot(Value):
+    """Take a delay lock of logind: a reboot that is asked for waits for it."""
+
+    why: str
+
+    def describe(self) -> str:
+        return f"hold reboots: {self.why}"
+
+
+class ReleaseReboot(Value):
+    """Give the delay lock back."""
+
+    why: str
+
+    def describe(self) -> str:
+        return f"let reboots go: {self.why}"
+
+
+class RebootHost(Value):
+    """Reboot into the OS that waits for it."""
+
+    def describe(self) -> str:
+        return "reboot the host"
 
 
 class SelectTree(Value):
@@ -155,7 +224,14 @@ class CheckDriver(Value):
 Step = (
     PullImage
     | InstallTree
+    | RenewTree
+    | RemoveTree
     | WriteGates
+    | StopUnit
+    | RaiseDelay
+    | HoldReboot
+    | ReleaseReboot
+    | RebootHost
     | StartUnit
     | ReloadUnit
     | SelectTree

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from nvidiad.nouns.errors import Code, Failure, Transient
 from nvidiad.nouns.model import Phase, Problem
 from nvidiad.nouns.value import Value, replace
-from nvidiad.thought.config import Settings
+from nvidiad.thought.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,8 +164,8 @@ class Daemon:
         self._progress = None
         self._show(status)
         poll = self._settings.daemon.poll * (0.9 + 0.2 * self._with.jitter())
-        waits = status.plan.wait if status.plan else None
-        return poll if waits is None else min(poll, max(1.0, waits))
+        due = (status.plan.wait, status.plan.look) if status.plan else ()
+        return min([poll, *(max(1.0, seconds) for seconds in due if seconds is not None)])
 
     async def _work(self, do: Callable[[], Status]) -> Status:
         """Run on the worker; raises CancelledError when the daemon stops before the worker does.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Build, Exposure, Problem
+from nvidiad.nouns.model import Exposure, Problem
 from nvidiad.nouns.plan import Plan
 from nvidiad.nouns.steps import (
     CheckDriver,
@@ -23,14 +23,16 @@ from nvidiad.nouns.steps import (
     UnloadModule,
     UnmountOverlay,
 )
+from nvidiad.nouns.value import replace
 from nvidiad.thought import parse
+from nvidiad.thought.choice import core, in_use, target, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nvidiad.nouns.model import DriverFacts, Holder, LinkerFacts, ModuleFile, MountFacts, Tree
     from nvidiad.nouns.steps import Step
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
 
 LIBRARIES = "/usr/lib64"
 # Problems that leave the gated units nothing to wait for.
@@ -38,22 +40,6 @@ FREEING = frozenset({Code.OTHER_OWNER})
 _HEADER = "# Written by nvidiad; see nvidiad(8).\n"
 # Drivers that keep a GPU from ours. vfio-pci is not among them: a card given to a guest is meant to be.
 _RIVALS = frozenset({"nouveau", "nova", "nova_core", "nova_drm"})
-
-
-def wanted(facts: DriverFacts, settings: Settings) -> Build:
-    """The build that this host should have.
-
-    Where the tag's template does not name the OS release (hosts whose OS version does not name the kernel),
-    the kernel release takes its place on disk too: two kernels of one such release are two builds.
-    """
-    release = facts.release.version if "{os}" in settings.image.tag else facts.kernel
-    return Build(settings.driver.version, release, facts.kernel, settings.driver.product)
-
-
-def find_tree(facts: DriverFacts, settings: Settings) -> Tree | None:
-    """The wanted build on disk, if it is there for exactly this kernel."""
-    build = wanted(facts, settings)
-    return next((tree for tree in facts.trees if tree.build == build), None)
 
 
 def choose_exposure(wish: Exposure, mounts: MountFacts) -> tuple[Exposure, str]:
@@ -82,21 +68,27 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
         return Plan("nvidiad is not to bring up a driver here", problem=problem)
     if not facts.gpus:
         return Plan("this host has no NVIDIA GPU")
-    tree = find_tree(facts, settings)
+    tree = target(facts, settings)
     if tree is None:
         return Plan("the wanted build is not on disk", problem=_missing(facts, settings))
-    if problem := _unfit(facts, settings):
-        return Plan(f"'{tree.build}' cannot be brought up", problem=problem)
-    steps = (*_exposure_steps(facts, settings, tree), *_module_steps(facts, settings, tree))
+    pending = _pending(facts, settings, tree)
+    if problem := _unfit(facts, settings, tree):
+        return Plan(f"'{tree.build}' cannot be brought up", problem=pending or problem)
+    unload = _unload_steps(facts, tree)
+    rest = replace(facts, loaded=()) if unload else facts
+    steps = (*unload, *_exposure_steps(rest, settings, tree), *_module_steps(rest, settings, tree))
     if not steps:
         # With steps to do it is the check at their end that says so: they may be what mends it.
-        return Plan(f"'{tree.build}' is in force", problem=mismatch(loaded_version(facts), facts.linker))
-    return Plan(f"'{tree.build}' is on disk but not in force", (*steps, _check(facts, settings, tree)))
+        clash = mismatch(loaded_version(facts), facts.linker)
+        return Plan(f"'{tree.build}' is in force", problem=clash or pending)
+    reason = f"'{tree.build}' is on disk but not in force"
+    return Plan(reason, (*steps, _check(facts, settings, tree)), problem=pending)
 
 
 def loaded_version(facts: DriverFacts) -> str | None:
     """The version of the loaded driver, None where none is loaded or it says none."""
-    return next((module.version for module in facts.loaded if module.name == "nvidia"), None)
+    module = core(facts)
+    return module.version if module else None
 
 
 def mismatch(loaded: str | None, linker: LinkerFacts) -> Problem | None:
@@ -201,8 +193,32 @@ def _missing(facts: DriverFacts, settings: Settings) -> Problem:
     return Problem(Code.TREE_MISSING, f"there is no tree for '{build}' here", "Wait for the download.")
 
 
-def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
-    """Why the wanted tree must not be brought up on this host as it is now."""
+def _pending(facts: DriverFacts, settings: Settings, tree: Tree) -> Problem | None:
+    """Why the wanted tree has to wait while `tree`, that of the driver in use, is kept in force."""
+    build = wanted(facts, settings)
+    if tree.build == build:
+        return None
+    return _without_libraries(facts, tree.build.driver) or Problem(
+        Code.DRIVER_MISMATCH,
+        f"driver {tree.build.driver} is loaded and in use, {build.driver} is wanted and on disk",
+        "It changes at the next reboot.",
+    )
+
+
+def _unload_steps(facts: DriverFacts, tree: Tree) -> tuple[Step, ...]:
+    """Take another driver out of the kernel that nothing uses, before this one comes in."""
+    if not _other(facts, tree):
+        return ()
+    return (*(UnloadModule(name) for name in unload_order(facts)), RemoveNodes())
+
+
+def _other(facts: DriverFacts, tree: Tree) -> bool:
+    module = core(facts)
+    return module is not None and module.version != tree.build.driver
+
+
+def _unfit(facts: DriverFacts, settings: Settings, tree: Tree) -> Problem | None:
+    """Why a tree must not be brought up on this host as it is now."""
     rival = next((gpu for gpu in facts.gpus if gpu.bound in _RIVALS), None)
     if rival:
         return Problem(
@@ -210,13 +226,12 @@ def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
             f"the GPU at {rival.address} is bound to '{rival.bound}'",
             f"Blacklist '{rival.bound}' (nvidiad installs a modprobe.d file that does) and reboot.",
         )
-    driver = settings.driver.version
-    other = next((m for m in facts.loaded if m.name == "nvidia" and m.version != driver), None)
-    if other:
+    if _other(facts, tree) and in_use(facts):
+        other, driver = loaded_version(facts), tree.build.driver
         # Usable until the reboot, unless its libraries have gone already.
-        return _without_libraries(facts, other.version) or Problem(
+        return _without_libraries(facts, other) or Problem(
             Code.DRIVER_MISMATCH,
-            f"driver {other.version} is loaded, {driver} is wanted",
+            f"driver {other} is loaded, {driver} is wanted",
             "It changes at the next reboot.",
         )
     if facts.tree_problem:
@@ -226,7 +241,7 @@ def _unfit(facts: DriverFacts, settings: Settings) -> Problem | None:
         if naming.module_name(name) not in present:
             return Problem(
                 Code.TREE_INVALID,
-                f"the tree for '{wanted(facts, settings)}' has no module '{name}'",
+                f"the tree for '{tree.build}' has no module '{name}'",
                 "Remove it from 'driver.modules', or publish an image that has it.",
             )
     for module in facts.wanted_modules:

@@ -5,96 +5,28 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns import naming
-from nvidiad.nouns.model import Exposure
 from nvidiad.nouns.value import Value
 from nvidiad.thought import values
+from nvidiad.thought.settings import (
+    Cuda,
+    Daemon,
+    Driver,
+    Engine,
+    Image,
+    Install,
+    Reboot,
+    Retention,
+    Settings,
+    Stage,
+    Units,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-
-# ---------------------------------------------------------------------------------------------------
-# Settings
-
-
-# nvidiad makes the device nodes, so the driver's own helper need not.
-_BY_DEFAULT = MappingProxyType({"nvidia": ("NVreg_ModifyDeviceFiles=0",)})
-_ROOT = PurePosixPath("/opt")
-_SOCKET = PurePosixPath("/run/docker.sock")
-
-
-class Driver(Value):
-    version: str = ""
-    product: str = ""
-    modules: tuple[str, ...] = ("nvidia", "nvidia-uvm", "nvidia-modeset")
-    host_modules: tuple[str, ...] = ("i2c_core", "ipmi_msghandler", "ipmi_devintf")
-    parameters: Mapping[str, tuple[str, ...]] = _BY_DEFAULT
-    """By the module's name in the kernel: `nvidia_uvm`, however it is written in the file."""
-
-
-class Image(Value):
-    repository: str = ""
-    tag: str = "{os}-{driver}{-product}"
-    auth_file: PurePosixPath | None = None
-    connect_timeout: float = 10.0
-    stall_timeout: float = 60.0
-    total_timeout: float = 1800.0
-
-
-class Cuda(Value):
-    version: str = ""
-    """Empty: no CUDA is kept."""
-    repository: str = ""
-    tag: str = "{version}"
-
-
-class Install(Value):
-    root: PurePosixPath = _ROOT
-    exposure: Exposure = Exposure.AUTO
-
-
-class Units(Value):
-    gated: tuple[str, ...] = ("kubelet.service",)
-    hold: bool = True
-    """Whether gated units wait for a driver (when-missing = "hold") or start without one."""
-
-
-class Engine(Value):
-    socket: PurePosixPath = _SOCKET
-
-
-class Daemon(Value):
-    poll: float = 300.0
-    retry_initial: float = 15.0
-    retry_maximum: float = 600.0
-
-
-class Settings(Value):
-    """All that can be configured; times in seconds."""
-
-    driver: Driver = Driver()
-    image: Image = Image()
-    cuda: Cuda = Cuda()
-    install: Install = Install()
-    units: Units = Units()
-    engine: Engine = Engine()
-    daemon: Daemon = Daemon()
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The required keys that nobody has set."""
-        required = {"driver.version": self.driver.version, "image.repository": self.image.repository}
-        return tuple(key for key, value in required.items() if not value)
-
-    @property
-    def configured(self) -> bool:
-        """Whether nvidiad knows what is wanted of this host."""
-        return not self.missing
 
 
 class Fault(Value):
@@ -122,6 +54,9 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "product": values.product,
         "modules": values.some_modules,
         "host-modules": values.modules,
+        "attempts": values.count(1, 100),
+        "change": values.change,
+        "drain-timeout": values.seconds(1, 86400),
     },
     "image": {
         "repository": values.repository,
@@ -138,6 +73,23 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
     },
     "install": {"root": values.path, "exposure": values.exposure},
     "units": {"gated": values.gated, "when-missing": values.hold},
+    "stage": {
+        "enabled": values.switch,
+        "spread": values.seconds(0, 86400),
+        "next-file": values.optional_path,
+        "next-command": values.command,
+    },
+    "reboot": {
+        "inhibit": values.switch,
+        "maximum": values.seconds(1, 86400),
+        "automatic": values.switch,
+        "os-rollback": values.switch,
+    },
+    "retention": {
+        "automatic": values.switch,
+        "trees": values.count(1, 1000),
+        "bytes": values.size,
+    },
     "engine": {"socket": values.path},
     "daemon": {
         "poll": values.seconds(10, 86400),
@@ -322,6 +274,9 @@ def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, .
         cuda=Cuda(**reading.section("cuda")),
         install=Install(**reading.section("install")),
         units=Units(**units),
+        stage=Stage(**reading.section("stage")),
+        reboot=Reboot(**reading.section("reboot")),
+        retention=Retention(**reading.section("retention")),
         engine=Engine(**reading.section("engine")),
         daemon=Daemon(**reading.section("daemon")),
     )

@@ -12,7 +12,7 @@ from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
 if TYPE_CHECKING:
     from nvidiad.nouns.model import CudaFacts, Problem, Tree
     from nvidiad.nouns.steps import Step
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
 
 
 def wanted(settings: Settings) -> Build | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.model import CudaFacts, Memory, Problem, Progress, Tree, UnitState
     from nvidiad.nouns.plan import CudaStatus, Plan, Report, Status
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.upcoming import Stage
 
 SCHEMA = 1
 
@@ -42,6 +43,8 @@ def document(
         "exposure": None,
         "units": [],
         "update": None,
+        "stages": [],
+        "reboot": None,
         "plan": None,
         "report": None,
         "progress": _progress(progress),
@@ -59,7 +62,7 @@ def document(
 def _observed(status: Status, memory: Memory | None) -> Document:
     facts = status.facts
     host = facts.driver
-    update = facts.update
+    update = facts.next.update
     return {
         "phase": str(status.phase),
         "summary": status.summary,
@@ -81,6 +84,8 @@ def _observed(status: Status, memory: Memory | None) -> Document:
         "units": [_unit(unit, gated=unit.name in facts.gates) for unit in facts.units],
         "update": update
         and {"operation": update.operation, "version": update.version, "progress": update.progress},
+        "stages": [_stage(stage) for stage in status.plan.stages] if status.plan else [],
+        "reboot": status.plan and _verdict(status),
         "plan": _plan(status.plan),
         "report": _report(status.report),
         "warnings": list(status.warnings),
@@ -128,8 +133,8 @@ def _cuda(cuda: CudaStatus, facts: CudaFacts) -> Document:
 
 def _tree(tree: Tree, status: Status, loaded: str | None) -> Document:
     host = status.facts.driver
-    update = status.facts.update
     build = tree.build
+    staged = {stage.tree for stage in status.plan.stages} if status.plan else set()
     return {
         "path": tree.path,
         "driver": build.driver,
@@ -139,9 +144,7 @@ def _tree(tree: Tree, status: Status, loaded: str | None) -> Document:
         "flavour": str(tree.flavour),
         "current": tree.path == host.current,
         "wanted": build == status.wanted,
-        "staged": update is not None
-        and build.os_version == update.version != host.release.version
-        and build.driver == status.wanted.driver,
+        "staged": tree.path in staged,
         "loaded": build.driver == loaded and build.kernel == host.kernel,
     }
 
@@ -168,6 +171,29 @@ def _problem(problem: Problem | None) -> Document | None:
         "remedy": problem.remedy,
         "retry": problem.retry,
     }
+
+
+def _stage(stage: Stage) -> Document:
+    return {
+        "state": str(stage.state),
+        "version": stage.next.version,
+        "kernel": stage.next.kernel,
+        "source": stage.next.source,
+        "staged": stage.next.staged,
+        "driver": stage.build.driver,
+        "image": stage.reference,
+        "tree": stage.tree or None,
+        "problem": _problem(stage.problem),
+        "due": stage.due,
+    }
+
+
+def _verdict(status: Status) -> Document | None:
+    if status.plan is None:
+        return None
+    said, logind = status.plan.verdict, status.facts.reboot
+    held = logind is not None and logind.held
+    return {"go": said.go, "reason": said.reason, "until": said.until, "held": held}
 
 
 def _step(step: Step) -> Document:

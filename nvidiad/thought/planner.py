@@ -5,35 +5,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Kind, Phase, Problem
 from nvidiad.nouns.plan import CudaStatus, Plan, Status
-from nvidiad.nouns.steps import InstallTree, PullImage, ReloadUnit, SelectTree, StartUnit, WriteGates
+from nvidiad.nouns.steps import (
+    HoldReboot,
+    InstallTree,
+    PullImage,
+    RaiseDelay,
+    RebootHost,
+    ReleaseReboot,
+    ReloadUnit,
+    RemoveTree,
+    RenewTree,
+    SelectTree,
+    StartUnit,
+    StopUnit,
+    WriteGates,
+)
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, cuda
-from nvidiad.thought.activation import FREEING, activate, choose_exposure, find_tree, named, wanted
+from nvidiad.thought import backoff, change, choice, cuda, gate, retention, staging
+from nvidiad.thought.activation import FREEING, activate, choose_exposure
+from nvidiad.thought.choice import find_tree, wanted
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import HostFacts, Memory, UnitState
     from nvidiad.nouns.steps import Step
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
 
 DRIVER_UNIT = "nvidia.service"
-PERSISTENCE_UNIT = "nvidia-persistenced.service"
+PERSISTENCE_UNIT = change.PERSISTENCE_UNIT
 # What a person cannot hurry: the change is there and waits for the next boot.
 _AFTER_REBOOT = frozenset({Code.DRIVER_MISMATCH, Code.MODULE_IN_USE})
 
 
 def reference(facts: HostFacts, settings: Settings) -> str:
     """The image of the wanted build."""
-    tag = naming.image_tag(settings.image.tag, wanted(facts.driver, settings))
-    return f"{settings.image.repository}:{tag}"
+    return staging.reference(wanted(facts.driver, settings), settings)
 
 
 def watched_units(settings: Settings) -> tuple[str, ...]:
     """The units whose state is part of the facts, in the order in which they start."""
-    return tuple(dict.fromkeys((DRIVER_UNIT, PERSISTENCE_UNIT, *settings.units.gated)))
+    return tuple(dict.fromkeys((DRIVER_UNIT, PERSISTENCE_UNIT, *settings.gates)))
 
 
 def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
@@ -44,7 +57,7 @@ def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> 
     plan = _driver_plan(facts, settings, memory, now)
     if plan.problem and not plan.steps and not settings.units.hold:
         # The unit's own activation comes to the same end and, by configuration, lets the gated units go.
-        plan = replace(plan, steps=_start_steps(facts, settings))
+        plan = replace(plan, steps=_start_steps(facts, settings, memory))
     steps = (*_gate_steps(facts, settings), *plan.steps)
     waits = {step: _wait(step, facts, settings, memory, now) for step in steps}
     # What comes later must not have to wait for an event: the unit that failed may not give another one.
@@ -54,7 +67,14 @@ def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> 
         steps=tuple(step for step in steps if waits[step] <= 0),
         wait=min((seconds for seconds in due if seconds is not None), default=None),
     )
-    return _with_cuda(plan, facts, settings, memory, now)
+    plan = _with_next(plan, facts, settings, memory, now)
+    plan = _with_cuda(plan, facts, settings, memory, now)
+    return _with_retention(plan, facts, settings, memory, now)
+
+
+def notice(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
+    """Memory with what this look sees for the first time, without what is over."""
+    return change.notice(staging.notice(memory, facts), facts, settings)
 
 
 def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
@@ -74,6 +94,16 @@ def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
             return f"start {name}"
         case WriteGates():
             return "gates"
+        case RenewTree(reference=image):
+            return f"again {image}"
+        case StopUnit(name=name):
+            return f"stop {name}"
+        case RemoveTree(tree=tree):
+            return f"remove {tree}"
+        case RaiseDelay() | HoldReboot() | ReleaseReboot():
+            return gate.RETRY_KEY
+        case RebootHost():
+            return gate.REBOOT_KEY
         case _:
             return None
 
@@ -111,7 +141,7 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
 def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     bring_up = activate(facts.driver, settings)
     if not facts.driver.gpus or (bring_up.problem and bring_up.problem.code in FREEING):
-        return replace(bring_up, steps=_start_steps(facts, settings))
+        return replace(bring_up, steps=_start_steps(facts, settings, memory))
     if bring_up.problem and bring_up.problem.code is Code.NOT_CONFIGURED:
         return bring_up
     if find_tree(facts.driver, settings) is None:
@@ -120,9 +150,56 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
         # A tree that says it fits and does not, left by a kill between its installation and the check: the
         # image may have been mended since.
         return replace(_fetch_plan(facts, settings, memory, now), problem=bring_up.problem)
+    target = choice.target(facts.driver, settings)
+    if bring_up.problem and target and target.build != wanted(facts.driver, settings):
+        # What is missing of the driver in use is mended; the other one waits.
+        mending = _bring_up_plan(facts, settings, memory, now, replace(bring_up, problem=None))
+        waiting = change.plan(facts, settings, memory, bring_up.problem)
+        return replace(mending, problem=waiting.problem) if bring_up.steps else waiting
     if bring_up.problem:
-        return replace(bring_up, problem=_with_holders(bring_up.problem, facts))
-    return _bring_up_plan(facts, settings, memory, now, bring_up)
+        return replace(bring_up, steps=(), problem=_with_holders(bring_up.problem, facts))
+    plan = _bring_up_plan(facts, settings, memory, now, bring_up)
+    return _fallen_back(plan, facts, settings, memory)
+
+
+def _fallen_back(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory) -> Plan:
+    """A driver that does not come up: its tag may name another image by now."""
+    build = choice.configured(facts.driver, settings)
+    tree = choice.tree_of(facts.driver, build)
+    if tree is None or choice.given_up(facts.driver, settings) is None:
+        return plan
+    image = staging.reference(build, settings)
+    again = RenewTree(image, build, tree.path, staging.origin(memory, tree.path))
+    problem = plan.problem or choice.fallback_problem(facts.driver, settings)
+    return replace(plan, steps=(*plan.steps, again), problem=problem)
+
+
+def _with_next(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """What concerns the next OS: the lock first, its driver where nothing of this one is left to do now."""
+    found = staging.next_system(facts, memory)
+    stages = staging.stages(facts, settings, memory, now, found)
+    said = gate.verdict(facts, settings, memory, now, found, stages)
+    guard = gate.steps(facts, settings, found, stages, said)
+    guard = tuple(step for step in guard if _wait(step, facts, settings, memory, now) <= 0)
+    look = gate.look_again(facts, memory, settings, stages) if found else None
+    plan = replace(plan, stages=stages, verdict=said, look=look, steps=(*guard, *plan.steps))
+    phase, _ = _phase(facts, settings, plan)
+    if plan.steps or phase is Phase.CONVERGING:
+        return plan
+    due = next((steps for stage in stages if (steps := staging.steps(stage, memory))), ())
+    if not due:
+        return plan
+    return replace(plan, reason=f"{stages[0].next.version or 'the next OS'} comes next", steps=due)
+
+
+def _with_retention(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """Room is made when everything else is in order: only then it is sure what is needed."""
+    phase, _ = _phase(facts, settings, plan)
+    if plan.steps or phase is not Phase.READY or plan.problem:
+        return plan
+    gone = tuple(RemoveTree(tree.path) for tree in retention.surplus(facts, settings, memory))
+    due = tuple(step for step in gone if _wait(step, facts, settings, memory, now) <= 0)
+    return replace(plan, reason="more trees are on disk than are to be kept", steps=due) if due else plan
 
 
 def _with_cuda(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
@@ -158,7 +235,7 @@ def _bring_up_plan(facts: HostFacts, settings: Settings, memory: Memory, now: fl
     unit = facts.unit(DRIVER_UNIT)
     active = unit is not None and unit.active == "active"
     if active and not bring_up.steps:
-        return Plan(bring_up.reason, _start_steps(facts, settings))
+        return Plan(bring_up.reason, _start_steps(facts, settings, memory))
     if unit is not None and unit.job:
         return Plan(f"{DRIVER_UNIT} is starting")
     step: StartUnit | ReloadUnit
@@ -172,8 +249,9 @@ def _bring_up_plan(facts: HostFacts, settings: Settings, memory: Memory, now: fl
     return _not_due(step, facts, settings, memory, now, reason) or Plan(reason, (step,))
 
 
-def _start_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
+def _start_steps(facts: HostFacts, settings: Settings, memory: Memory) -> tuple[Step, ...]:
     """Start what is due: the driver's unit, persistence, then the gated units."""
+    stopped = memory.stopped
     unit = facts.unit(DRIVER_UNIT)
     if unit is None or unit.job:
         return ()
@@ -181,31 +259,32 @@ def _start_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
         return (StartUnit(DRIVER_UNIT),)
     steps: list[Step] = []
     persistence = facts.unit(PERSISTENCE_UNIT)
-    if facts.driver.gpus and facts.driver.loaded and persistence and _is_due(persistence, unit):
+    if facts.driver.gpus and facts.driver.loaded and persistence and _is_due(persistence, unit, stopped):
         steps.append(StartUnit(PERSISTENCE_UNIT))
-    for name in settings.units.gated:
+    for name in settings.gates:
         gated = facts.unit(name)
-        if gated and _is_due(gated, unit):
+        if gated and _is_due(gated, unit, stopped):
             steps.append(StartUnit(name, wait=False))
     return tuple(steps)
 
 
-def _is_due(unit: UnitState, driver: UnitState) -> bool:
-    """Whether a unit should run and does not only because the driver was late.
+def _is_due(unit: UnitState, driver: UnitState, stopped: tuple[str, ...]) -> bool:
+    """Whether a unit should run and does not only because the driver was late, or was changed.
 
     Someone who stops it later means it: then it went down after the driver came up.
     """
     down = unit.active in ("inactive", "failed") and not unit.job
     # Its ExecCondition= found no GPU or no driver; a reload of the driver's unit has brought it since.
     late = driver.changed if unit.result == "exec-condition" else driver.active_enter
-    return unit.load == "loaded" and unit.wanted and down and unit.inactive_enter <= late
+    ours = unit.inactive_enter <= late or unit.name in stopped
+    return unit.load == "loaded" and unit.wanted and down and ours
 
 
 def _gate_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
     # A daemon that knows nothing of its host's wishes leaves the gates as they are.
-    if not settings.configured or set(facts.gates) == set(settings.units.gated):
+    if not settings.configured or set(facts.gates) == set(settings.gates):
         return ()
-    return (WriteGates(settings.units.gated),)
+    return (WriteGates(settings.gates),)
 
 
 def _wait(step: Step, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> float:
@@ -235,18 +314,16 @@ def _not_due(
 
 
 def _with_holders(problem: Problem, facts: HostFacts) -> Problem:
-    if problem.code not in _AFTER_REBOOT or not facts.holders:
-        return problem
-    names = ", ".join(named(facts.holders))
-    return replace(problem, sentence=f"{problem.sentence}; in use by {names}")
+    return change.with_holders(problem, facts) if problem.code in _AFTER_REBOOT else problem
 
 
 def _phase(facts: HostFacts, settings: Settings, plan: Plan) -> tuple[Phase, str]:
-    problem = plan.problem
+    # Usable is usable, whichever driver it is.
+    problem = plan.problem if plan.problem and plan.problem.code is not Code.DRIVER_FALLBACK else None
     build = wanted(facts.driver, settings)
     if problem and problem.code is Code.OTHER_OWNER:
         return Phase.STANDING_BACK, problem.sentence
-    if problem and problem.code in _AFTER_REBOOT:
+    if problem and problem.code in _AFTER_REBOOT and plan.wait is None:
         return Phase.PENDING_REBOOT, problem.sentence
     if problem and (plan.wait is not None or problem.retry):
         return Phase.WAITING, problem.sentence

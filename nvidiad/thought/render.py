@@ -111,6 +111,7 @@ def text(document: Document, *, now: float, colour: bool) -> str:
         *_driver_rows(document),
         *_cuda_rows(document),
         *_update_rows(document),
+        *_reboot_rows(document, now),
         *_unit_rows(document, now),
         *_waiting_rows(document, now),
         *_todo_rows(document, _painter("1", on=colour)),
@@ -196,14 +197,33 @@ def _update_rows(document: Document) -> Rows:
     update = _object(document.get("update"))
     version = _text(update.get("version"))
     doing = _text(update.get("operation")).removeprefix("UPDATE_STATUS_").replace("_", " ").lower()
-    if not update:
+    stages = _objects(document.get("stages"))
+    if not update and not stages:
         return []
-    if not version or version in ("0.0.0", _text(_object(document.get("os")).get("version"))):
+    running = _text(_object(document.get("os")).get("version"))
+    if not stages and version in ("", "0.0.0", running):
         return [("Next OS", f"none ({doing})")]
-    trees = _objects(_object(document.get("driver")).get("installed"))
-    staged = [_text(tree.get("path")) for tree in trees if tree.get("staged") is True]
-    where = f"driver on disk: {', '.join(staged)}" if staged else "its driver is not on disk yet"
-    return [("Next OS", f"{version} ({doing}), {where}")]
+    rows: Rows = []
+    for stage in stages:
+        tree, problem = _text(stage.get("tree")), _object(stage.get("problem"))
+        kernel = _text(stage.get("kernel"))
+        where = f"driver {_text(stage.get('driver'))} {_text(stage.get('state'))}"
+        where += f": {tree}" if tree else ""
+        where += f" ({_text(problem.get('code'))}: {_text(problem.get('sentence'))})" if problem else ""
+        name = _text(stage.get("version")) or kernel or "unknown"
+        rows.append(("Next OS", f"{name} ({doing or _text(stage.get('source'))}), {where}"))
+    return rows or [("Next OS", f"{version} ({doing})")]
+
+
+def _reboot_rows(document: Document, now: float) -> Rows:
+    """Whether a reboot may go is worth a line only where something comes."""
+    said = _object(document.get("reboot"))
+    if not _objects(document.get("stages")):
+        return []
+    until = _number(said.get("until"))
+    word = "may go" if said.get("go") is True else "held"
+    word += f" until {future(until, now)}" if until else ""
+    return [("Reboot", f"{word}: {_text(said.get('reason'))}")]
 
 
 def _unit_rows(document: Document, now: float) -> Rows:

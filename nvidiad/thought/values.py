@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
-from nvidiad.nouns.model import Exposure
+from nvidiad.nouns.model import Change, Exposure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -253,6 +253,54 @@ def choice(*words: str) -> Callable[[object], str]:
 
 def exposure(value: object) -> Exposure:
     return Exposure(choice(*Exposure)(value))
+
+
+def change(value: object) -> Change:
+    return Change(choice(*Change)(value))
+
+
+def switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        hint = "without quotes" if value in ("true", "false") else ""
+        raise expected("true or false", value, hint)
+    return value
+
+
+def count(minimum: int, maximum: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise expected(f"a whole number from {minimum} to {maximum}", value)
+        return value
+
+    return check
+
+
+_SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(kB|MB|GB|TB)", re.ASCII)
+_UNITS_OF_SIZE = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def size(value: object) -> int:
+    """Bytes: `"20 MB"`, or 0 for no limit."""
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    what = "a size such as '20 MB', or 0 for none"
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not float(match[1]):
+        raise expected(what, value)
+    return int(float(match[1]) * _UNITS_OF_SIZE[match[2]])
+
+
+def optional_path(value: object) -> PurePosixPath | None:
+    return None if value == "" else path(value)
+
+
+def command(value: object) -> tuple[str, ...]:
+    what = "an array of a program's absolute path and its arguments"
+    if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):
+        raise expected(what, value)
+    if value and not value[0].startswith("/"):
+        raise expected(what, value[0])
+    return tuple(value)
 
 
 def hold(value: object) -> bool:

@@ -13,23 +13,31 @@ from nvidiad.nouns.plan import Report, StepResult
 from nvidiad.nouns.steps import (
     CheckDriver,
     ConfigureLinker,
+    HoldReboot,
     InstallTree,
     LoadHostModules,
     LoadModule,
     MakeNodes,
     MountOverlay,
     PullImage,
+    RaiseDelay,
+    RebootHost,
     RefreshLinkerCache,
+    ReleaseReboot,
     ReloadUnit,
     RemoveNodes,
+    RemoveTree,
+    RenewTree,
     SelectTree,
     SetFirmwarePath,
     StartUnit,
+    StopUnit,
     UnloadModule,
     UnmountOverlay,
     WriteGates,
     step_name,
 )
+from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
 
 if TYPE_CHECKING:
@@ -98,7 +106,20 @@ class DriverEngine:
                 driver.nodes.remove()
             case CheckDriver():
                 self._check(step)
-            case PullImage() | InstallTree() | WriteGates() | StartUnit() | ReloadUnit():
+            case (
+                PullImage()
+                | InstallTree()
+                | RenewTree()
+                | RemoveTree()
+                | WriteGates()
+                | StartUnit()
+                | StopUnit()
+                | ReloadUnit()
+                | RaiseDelay()
+                | HoldReboot()
+                | ReleaseReboot()
+                | RebootHost()
+            ):
                 raise Permanent(Code.INTERNAL, f"activation was given the step '{step.describe()}'")
             case _:
                 assert_never(step)
@@ -165,10 +186,24 @@ class Engine(DriverEngine):
     def perform(self, step: Step) -> None:
         tell = self._report_progress
         match step:
-            case PullImage(reference=reference, build=build):
-                self._pull(reference, build)
+            case PullImage():
+                self._pull(step)
             case InstallTree():
                 self._install(step)
+            case RenewTree():
+                self._renew(step)
+            case RemoveTree(tree=tree):
+                self.driver.trees.remove(tree)
+            case StopUnit(name=name):
+                self._ports.units.stop(name, tell=tell)
+            case RaiseDelay(seconds=seconds):
+                self._ports.shutdowns.raise_limit(seconds)
+            case HoldReboot(why=why):
+                self._ports.shutdowns.hold(why)
+            case ReleaseReboot():
+                self._ports.shutdowns.release()
+            case RebootHost():
+                self._ports.shutdowns.reboot()
             case WriteGates(units=units):
                 self._ports.units.write_gates(units)
             case StartUnit(name=name, wait=wait):
@@ -178,16 +213,32 @@ class Engine(DriverEngine):
             case _:
                 super().perform(step)
 
-    def _pull(self, reference: str, build: Build) -> None:
-        images = self._ports.images
+    def digest(self, reference: str) -> str:
+        """What a reference was in the registry when this engine asked; empty where it did not."""
+        return self._digests.get(reference, "")
+
+    def _pull(self, step: PullImage) -> None:
+        images, reference = self._ports.images, step.reference
         try:
             digest = images.resolve(reference)
         except Failure as missing:
-            if missing.code is Code.IMAGE_MISSING and build.kind is Kind.DRIVER:
-                self._explain(reference, build)
+            if missing.code is Code.IMAGE_MISSING and step.build.kind is Kind.DRIVER:
+                self._explain(reference, step.build)
             raise
-        images.pull(reference, digest, self._report_progress)
+        images.pull(reference, digest, self._report_progress, gentle=step.gentle)
         self._digests[reference] = digest
+
+    def _renew(self, step: RenewTree) -> None:
+        """Replace a tree that is of no use, where its tag names another image by now."""
+        digest = self._ports.images.resolve(step.reference)
+        if digest == step.digest:
+            raise Transient(
+                Code.IMAGE_MISMATCH,
+                f"'{step.reference}' still is the image that '{step.tree}' was installed from",
+                "Publish another image under this tag.",
+            )
+        self._pull(PullImage(step.reference, step.build, gentle=True))
+        self._install(InstallTree(step.reference, step.build, gentle=True))
 
     def _explain(self, reference: str, build: Build) -> None:
         """Raise why an image is not there, where those who build the images know why."""
@@ -204,21 +255,30 @@ class Engine(DriverEngine):
 
     def _install(self, step: InstallTree) -> None:
         """Run what was pulled in this plan, by digest: a tag may have moved meanwhile."""
-        images, trees = self._ports.images, self.driver.trees
+        images, trees, build = self._ports.images, self.driver.trees, step.build
         digest = self._digests.get(step.reference) or images.resolve(step.reference)
+        self._digests[step.reference] = digest
         labels = images.labels(step.reference, digest)
-        manifest.check_labels(labels, step.build)
-        manifest.check_driver(labels, step.build, step.driver)
-        images.install(step.reference, digest, trees.root, self._report_progress)
-        tree = str(naming.tree_path(PurePosixPath(trees.root), step.build))
+        if build.kind is Kind.DRIVER and not build.kernel:
+            # The next OS is known by its version only: the image says which kernel that has.
+            build = replace(build, kernel=manifest.labelled(labels).kernel)
+        manifest.check_labels(labels, build)
+        manifest.check_driver(labels, build, step.driver)
+        tell = self._report_progress
+        images.install(step.reference, digest, trees.root, tell, gentle=step.gentle)
+        tree = str(naming.tree_path(PurePosixPath(trees.root), build))
         try:
-            trees.verify(tree, step.build)
-            if step.build.kind is Kind.DRIVER:
-                self._check_kernel(tree, step.build)
+            trees.verify(tree, build)
+            if build.kind is Kind.DRIVER:
+                self._check_kernel(tree, build)
         except Failure:
-            # It was not there before this step: nothing that works is lost with it.
+            # It was not there before this step, or was of no use: nothing that works is lost with it.
             trees.remove(tree)
             raise
+        try:
+            images.discard(step.reference, digest)
+        except Failure as failure:
+            self.log.debug("the image stays in the engine, proceeding anyway", error=failure.sentence)
 
     def _check_kernel(self, tree: str, build: Build) -> None:
         """An image may say that it fits and hold modules that do not."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.model import CudaFacts, DriverFacts, HostFacts, Kind, LinkerFacts, ModuleFile, problem_of
+from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import replace
-from nvidiad.thought import activation, cuda, planner
+from nvidiad.thought import activation, choice, cuda, planner, staging
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Problem
-    from nvidiad.thought.config import Settings
+    from nvidiad.nouns.model import Memory, Problem
+    from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import DriverPorts, Memories, Ports
 
 
@@ -37,8 +38,10 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
         linker=LinkerFacts(None, ()),
         firmware_path=ports.modules.firmware_path(),
         nodes_missing=ports.nodes.missing(),
+        trials=ports.trials.read().attempts,
+        good=known_good(ports.memories.read()),
     )
-    tree = activation.find_tree(facts, settings)
+    tree = choice.target(facts, settings)
     directory = activation.linker_directory(exposure, settings)
     facts = replace(facts, linker=ports.linker.facts(directory, tree.libraries if tree else ()))
     if tree is None:
@@ -58,20 +61,54 @@ def last_activation(memories: Memories) -> Problem | None:
     return next((attempt.problem for attempt in memories.read().attempts), None)
 
 
+def known_good(memory: Memory) -> tuple[str, ...]:
+    """The trees that were seen ready, the latest first."""
+    return tuple(path for path in (memory.last_good, memory.former_good) if path)
+
+
 def observe(ports: Ports, settings: Settings) -> HostFacts:
     """Everything the daemon decides on."""
     driver = look_at_driver(ports.driver, settings)
-    in_the_way = any(m.name == "nvidia" and m.version != settings.driver.version for m in driver.loaded)
-    return HostFacts(
+    core, tree = choice.core(driver), choice.find_tree(driver, settings)
+    version = tree.build.driver if tree else settings.driver.version
+    in_the_way = core is not None and core.version != version
+    facts = HostFacts(
         driver=driver,
         units=ports.units.states(planner.watched_units(settings)),
         gates=ports.units.gates(),
-        update=ports.updates.status(),
         activation=last_activation(ports.activations),
         # A scan of all processes: only when someone must be told who is in the way.
         holders=ports.driver.modules.holders() if in_the_way else (),
         cuda=look_at_cuda(ports.driver) if cuda.wanted(settings) else CudaFacts(),
+        reboot=ports.shutdowns.facts(),
+        uptime=ports.driver.host.uptime(),
     )
+    return replace(facts, next=look_ahead(ports, settings, facts))
+
+
+def look_ahead(ports: Ports, settings: Settings, facts: HostFacts) -> NextFacts:
+    """What is known of the OS that comes next."""
+    update, required = ports.updates.status(), ports.next.reboot_required()
+    known = NextFacts(update, required)
+    try:
+        # Before that the other slot is half written.
+        if required or (update and update.operation == staging.NEED_REBOOT):
+            known = replace(known, slot=ports.next.slot())
+        known = replace(known, announced=ports.next.announced())
+    except Failure as failure:
+        known = replace(known, problem=problem_of(failure))
+    facts, memory = replace(facts, next=known), ports.driver.memories.read()
+    found = staging.next_system(facts, memory)
+    if found is None or not found.kernel:
+        return known
+    trees = (staging.find_tree(facts, build) for build in staging.builds(facts, settings, found))
+    modules: list[ModuleFile] = []
+    for tree in trees:
+        try:
+            modules += ports.driver.modules.read(tree.path, tree.build.kernel) if tree else ()
+        except Failure as failure:
+            known = replace(known, problem=problem_of(failure))
+    return replace(known, modules=tuple(modules))
 
 
 def look_at_cuda(ports: DriverPorts) -> CudaFacts:

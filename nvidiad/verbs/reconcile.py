@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Attempt, Kind, Memory, Phase
-from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit
+from nvidiad.nouns import naming
+from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase
+from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, cuda, planner
+from nvidiad.thought import backoff, change, cuda, gate, planner
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 
     from nvidiad.nouns.model import HostFacts, Progress
     from nvidiad.nouns.plan import Plan, Report, Status
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Log, Ports
 
 # A look that leads to a plan leads to another look. The bound is for bugs: the road of a first install is
 # gates, fetch, driver unit, companions.
 _ROUNDS = 10
+
+
+# Failures that a driver in force does not end.
+_LASTING = ("start ", "stop ", "gates", "again ", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
 
 
 class Reconciler:
@@ -54,11 +59,12 @@ class Reconciler:
         """Look and act until nothing is left to do now; `forced` makes due what waits for a later try."""
         ports = self._ports = self._ports_for(settings)
         engine = Engine(ports, self._log, seconds=self._seconds, tell=self._report_progress)
-        memory = ports.memories.read()
+        memory = ports.driver.memories.read()
         if forced:
             memory = backoff.forgive(memory)
         for _ in range(_ROUNDS):
             facts = observe(ports, settings)
+            memory = self._write(memory, planner.notice(memory, facts, settings))
             plan = planner.decide(facts, settings, memory, self._now())
             status = self._assess(facts, settings, plan)
             self._publish(status)
@@ -66,8 +72,9 @@ class Reconciler:
             memory = self._learn(memory, status)
             if not plan.steps or self._stopping():
                 return status
+            memory = self._write(memory, change.intend(memory, plan.steps))
             self._report = engine.execute(plan, stopping=self._stopping)
-            memory = self._remember(memory, facts, settings, self._report)
+            memory = self._remember(memory, facts, settings, self._report, engine)
         self._log.warning("the plan does not come to an end, looking again later", rounds=_ROUNDS)
         return status
 
@@ -94,12 +101,17 @@ class Reconciler:
         if status.phase is not Phase.READY or status.facts.driver.current is None:
             return memory
         still = cuda.retry_key(status.cuda.reference) if status.cuda and status.cuda.problem else None
+        ahead = {stage.reference for stage in status.plan.stages} if status.plan else set()
         kept = tuple(
-            a for a in memory.attempts if a.reference.startswith(("start ", "gates")) or a.reference == still
+            a
+            for a in memory.attempts
+            if a.reference.startswith(_LASTING) or a.reference == still or a.reference in ahead
         )
         return self._write(memory, replace(good(memory, status.facts.driver.current), attempts=kept))
 
-    def _remember(self, memory: Memory, facts: HostFacts, settings: Settings, report: Report) -> Memory:
+    def _remember(
+        self, memory: Memory, facts: HostFacts, settings: Settings, report: Report, engine: Engine
+    ) -> Memory:
         """Count what failed and forget the failures of what worked."""
         if self._stopping():
             return memory
@@ -115,6 +127,9 @@ class Reconciler:
             elif not isinstance(result.step, PullImage):
                 # A pull alone is half the way: the same key counts until the tree is there.
                 after = backoff.succeeded(after, key)
+            if isinstance(result.step, InstallTree | RenewTree) and not result.problem:
+                tree = str(naming.tree_path(settings.install.root, result.step.build))
+                after = _installed(after, tree, engine.digest(result.step.reference))
             if (
                 isinstance(result.step, InstallTree)
                 and result.step.build.kind is Kind.DRIVER
@@ -127,7 +142,7 @@ class Reconciler:
 
     def _write(self, before: Memory, after: Memory) -> Memory:
         if after != before:
-            self._ports.memories.write(after)
+            self._ports.driver.memories.write(after)
         return after
 
 
@@ -137,3 +152,9 @@ def good(memory: Memory, tree: str) -> Memory:
     if not last or last.rpartition("/")[2] == release:
         return replace(memory, last_good=tree)
     return replace(memory, last_good=tree, former_good=last)
+
+
+def _installed(memory: Memory, tree: str, digest: str) -> Memory:
+    """Memory with the image that a tree comes from."""
+    others = tuple(known for known in memory.origins if known.tree != tree)
+    return replace(memory, origins=(*others[-31:], Origin(tree, digest)))

@@ -9,6 +9,7 @@ one close, and nothing is asked of a message that is not known to be a signal.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import time
@@ -18,7 +19,7 @@ from nvidiad.nouns.errors import Code, Permanent, Transient
 from nvidiad.verbs.ports import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from nvidiad.verbs.ports import Match
 
@@ -56,19 +57,34 @@ class Connection:
             self._closed = True
             raise Transient(Code.BUS_LOST, f"the system bus cannot be reached: {_words(error)}") from error
 
-    def call(self, destination: str, path: str, interface: str, method: str, *arguments: str) -> Any:
-        """Call a method whose arguments are all strings; raises NameAbsent, CallRefused or BUS_LOST."""
+    def call(
+        self, destination: str, path: str, interface: str, method: str, *arguments: str | bool | int
+    ) -> Any:
+        """Call a method with strings, booleans, int32; raises NameAbsent, CallRefused, BUS_LOST."""
         return self._guarded(
             f"{destination} {method}",
-            lambda: (
-                self._bus.call_method(
-                    destination.encode(),
-                    path.encode(),
-                    interface.encode(),
-                    method.encode(),
-                    [(ord("s"), argument.encode()) for argument in arguments],
-                ).body
-            ),
+            lambda: self._message(destination, path, interface, method, arguments).body,
+        )
+
+    def descriptor(self, destination: str, path: str, interface: str, method: str, *arguments: str) -> int:
+        """Call a method that answers with a descriptor: ours now, closed for programs that are started."""
+
+        def ask() -> int:
+            # The one in the message is closed with it.
+            message = self._message(destination, path, interface, method, arguments)
+            return fcntl.fcntl(int(message.body), fcntl.F_DUPFD_CLOEXEC, 3)
+
+        return int(self._guarded(f"{destination} {method}", ask))
+
+    def _message(
+        self, destination: str, path: str, interface: str, method: str, arguments: Sequence[str | bool | int]
+    ) -> Any:
+        return self._bus.call_method(
+            destination.encode(),
+            path.encode(),
+            interface.encode(),
+            method.encode(),
+            [_argument(argument) for argument in arguments],
         )
 
     def get(self, destination: str, path: str, interface: str, name: str, signature: str) -> Any:
@@ -152,6 +168,14 @@ class Connection:
 
 # -ENOTCONN, -ECONNRESET, -EPIPE, -ESHUTDOWN: what sd-bus answers on a dead connection.
 _GONE = frozenset({-107, -104, -32, -108})
+
+
+def _argument(value: str | bool | int) -> tuple[int, object]:  # noqa: FBT001 - a value of the bus
+    if isinstance(value, bool):
+        return ord("b"), value
+    if isinstance(value, int):
+        return ord("i"), value
+    return ord("s"), value.encode()
 
 
 def _words(error: Any) -> str:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code
@@ -183,12 +184,19 @@ class Conversation:
             return None
         return found
 
-    def create(self, pinned: str, name: str, environment: list[str]) -> str:
+    def create(self, pinned: str, name: str, environment: list[str], *, gentle: bool = False) -> str:
         """A container as `docker run --rm --privileged -v /:/rootfs` makes it, not started yet."""
         import docker
 
         api = self._api
-        host = api.create_host_config(privileged=True, binds=["/:/rootfs"], auto_remove=True)
+        # Of 1024 and 500: an engine that cannot weigh a resource says so in a warning and goes on.
+        host = api.create_host_config(
+            privileged=True,
+            binds=["/:/rootfs"],
+            auto_remove=True,
+            cpu_shares=64 if gentle else None,
+            blkio_weight=10 if gentle else None,
+        )
         with self._starting():
             try:
                 # root's ~/.docker/config.json may name proxies, which an installer has no use for.
@@ -215,6 +223,18 @@ class Conversation:
             if not running:
                 self._api.start(container)
             yield printed.lines(), end
+
+    def forget(self, pinned: str) -> None:
+        """Drop the name of an image; without another name or a container it goes."""
+        import docker
+
+        try:
+            self._api.remove_image(pinned, noprune=False)
+        except docker.errors.ImageNotFound:
+            return
+        except docker.errors.APIError as error:
+            if error.status_code != HTTPStatus.CONFLICT:
+                raise refusals.classify(error.status_code, str(error.explanation), self._reference) from None
 
     def remove(self, container: str) -> None:
         """Remove a container, running or not; the engine may be at it already, or gone."""

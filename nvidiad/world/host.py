@@ -52,6 +52,11 @@ class LinuxHost:
     def boot_id(self) -> str:
         return _text(self.root / "proc/sys/kernel/random/boot_id").strip()
 
+    def uptime(self) -> float:
+        """Seconds since the boot, suspended ones too (proc_uptime(5))."""
+        words = _text(self.root / "proc/uptime").split()
+        return float(words[0]) if words else 0.0
+
     def lockdown(self) -> str:
         return parse.lockdown(_text(self.root / "sys/kernel/security/lockdown"))
 

@@ -55,7 +55,9 @@ class DockerImages:
             raise refusals.failure(Code.PULL_FAILED, reference, "the engine named no digest")
         return digest
 
-    def pull(self, reference: str, digest: str, tell: Callable[[Progress], None]) -> None:
+    def pull(
+        self, reference: str, digest: str, tell: Callable[[Progress], None], *, gentle: bool = False
+    ) -> None:
         """Fetch this content by its digest: by tag, a failed pull would leave an older image to be found."""
         name = pulling.parse_reference(reference)
         pinned = name.pinned(digest)
@@ -79,8 +81,24 @@ class DockerImages:
         labels = (image.get("Config") or {}).get("Labels") or {}
         return {str(key): str(value) for key, value in labels.items()}
 
-    def install(self, reference: str, digest: str, root: Path, tell: Callable[[Progress], None]) -> None:
-        """`docker run --rm --privileged -v /:/rootfs IMAGE`, by digest, and wait until it has ended."""
+    def discard(self, reference: str, digest: str) -> None:
+        """Let the engine forget an image whose tree is complete; one in use or with other names stays."""
+        with self._engine.talk(reference) as engine:
+            engine.forget(pulling.parse_reference(reference).pinned(digest))
+
+    def install(
+        self,
+        reference: str,
+        digest: str,
+        root: Path,
+        tell: Callable[[Progress], None],
+        *,
+        gentle: bool = False,
+    ) -> None:
+        """`docker run --rm --privileged -v /:/rootfs IMAGE`, by digest, and wait until it has ended.
+
+        A gentle one gets little of a busy host.
+        """
         pinned = pulling.parse_reference(reference).pinned(digest)
         environment = [] if str(root) == ROOT else [f"NVIDIAD_ROOT={root}"]
         # The name is the lock: whoever is killed here leaves a container that the next one finds by it.
@@ -88,7 +106,7 @@ class DockerImages:
         lines: deque[str] = deque(maxlen=_LAST_LINES)
         with self._engine.talk(reference) as engine:
             adopted = _adopt(engine, name, environment)
-            container = adopted or engine.create(pinned, name, environment)
+            container = adopted or engine.create(pinned, name, environment, gentle=gentle)
             try:
                 with engine.follow(container, running=adopted is not None) as (printed, end):
                     for line in printed:

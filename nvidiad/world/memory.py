@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import Attempt, Memory, Problem
+from nvidiad.nouns.model import Attempt, Memory, Origin, Problem, Sighting
 from nvidiad.world import files
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ def encode(memory: Memory) -> bytes:
         "schema": SCHEMA,
         "last-good": memory.last_good,
         "former-good": memory.former_good,
+        "sightings": [{"what": s.what, "boot": s.boot_id, "at": s.at} for s in memory.sightings],
+        "stopped": list(memory.stopped),
+        "origins": [{"tree": o.tree, "digest": o.digest} for o in memory.origins],
         "attempts": [
             {
                 "reference": attempt.reference,
@@ -58,6 +61,13 @@ def decode(data: bytes) -> Memory:
             tuple(_attempt(item) for item in attempts),
             _typed(document, "last-good", str),
             _typed(document, "former-good", str),
+            # An earlier nvidiad did not write the rest.
+            tuple(_sighting(item) for item in _typed({"sightings": []} | document, "sightings", list)),
+            tuple(_word(name) for name in _typed({"stopped": []} | document, "stopped", list)),
+            tuple(
+                Origin(_typed(item, "tree", str), _typed(item, "digest", str))
+                for item in _typed({"origins": []} | document, "origins", list)
+            ),
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"it is not as nvidiad writes it: {error}") from error
@@ -71,18 +81,32 @@ def _typed(document: Any, key: str, kind: type[Any]) -> Any:
     return value
 
 
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is not text")
+    return value
+
+
+def _time(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{name} is not a time")
+    return float(value)
+
+
+def _sighting(item: Any) -> Sighting:
+    return Sighting(_typed(item, "what", str), _typed(item, "boot", str), _time(item["at"], "at"))
+
+
 def _attempt(item: Any) -> Attempt:
     problem = _typed(item, "problem", dict)
-    last = item["last"]
-    if isinstance(last, bool) or not isinstance(last, int | float) or not math.isfinite(last):
-        raise TypeError("last is not a time")
+    last = _time(item["last"], "last")
     count = _typed(item, "count", int)
     if count < 0:
         raise TypeError("count is negative")
     return Attempt(
         reference=_typed(item, "reference", str),
         count=count,
-        last=float(last),
+        last=last,
         problem=Problem(
             code=Code(_typed(problem, "code", str)),
             sentence=_typed(problem, "sentence", str),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals: what systemd and update_engine say on the system bus, as reasons to look again."""
+"""Signals: what systemd, logind and update_engine say on the system bus, as reasons to look again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _MANAGER_PATH = "/org/freedesktop/systemd1"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _UPDATE = "com.coreos.update1"
 _DAEMON = "org.freedesktop.DBus"
+_LOGIN = "org.freedesktop.login1"
 
 
 class BusSignals:
@@ -35,6 +36,7 @@ class BusSignals:
             Match(_MANAGER, "JobRemoved", _SYSTEMD, _MANAGER_PATH),
             Match(f"{_UPDATE}.Manager", "StatusUpdate", _UPDATE, "/com/coreos/update1"),
             Match(_DAEMON, "NameOwnerChanged", _DAEMON, first_argument=_UPDATE),
+            Match(f"{_LOGIN}.Manager", "PrepareForShutdown", _LOGIN, "/org/freedesktop/login1"),
             *(Match(_PROPERTIES, "PropertiesChanged", _SYSTEMD, unit_path(unit)) for unit in units),
         )
 
@@ -57,6 +59,8 @@ class BusSignals:
                 return f"job of {unit} ended" if unit in self._units else ""
             case "StatusUpdate":
                 return "update_engine has news"
+            case "PrepareForShutdown":
+                return "a shutdown was asked for"
             case "NameOwnerChanged":
                 return "update_engine came or went"
             case _:

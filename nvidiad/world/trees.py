@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ class Trees:
         self.root = root
         self._loaded = loaded
         """Whether a driver is in the kernel: then the tree that `current` names is not replaced."""
-        self._known: dict[str, tuple[tuple[int, ...] | None, Manifest]] = {}
+        self._known: dict[str, tuple[tuple[int, ...] | None, Manifest, str]] = {}
 
     def _bundle(self, kind: Kind) -> Path:
         return Path(naming.bundle_root(PurePosixPath(self.root), kind))
@@ -84,8 +85,9 @@ class Trees:
         known = self._known.get(tree)
         if known is not None and known[0] == key:
             return known[1]
-        manifest = manifests.parse(_manifest_text(path))
-        self._known[tree] = (key, manifest)
+        text = _manifest_text(path)
+        manifest = manifests.parse(text)
+        self._known[tree] = (key, manifest, f"{zlib.crc32(text.encode()):08x}")
         return manifest
 
     def verify(self, tree: str, build: Build) -> None:
@@ -175,6 +177,7 @@ class Trees:
             return None
         if path.parent != bundle and path.parent.is_symlink():
             return None
+        state, _, identity = self._known[str(path)]
         return Tree(
             path=str(path),
             build=manifest.build,
@@ -182,6 +185,9 @@ class Trees:
             libraries=tuple(sorted(m[1] for e in manifest.entries if (m := _SONAME.fullmatch(e.path)))),
             firmware=f"lib/firmware/nvidia/{manifest.driver}" in manifest.directories(),
             minimum_driver=manifest.minimum_driver,
+            identity=identity,
+            size=manifest.size,
+            installed=state[3] / 1e9 if state else 0.0,
         )
 
     def _complete(self, path: Path) -> Tree:

@@ -65,6 +65,10 @@ class SystemdUnits:
             self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "ResetFailedUnit", name)
         self._run_job("StartUnit", name, wait=wait, tell=tell)
 
+    def stop(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        """Stop a unit and wait until it is down."""
+        self._run_job("StopUnit", name, wait=True, tell=tell)
+
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
         """Let a running unit do its ExecReload= and wait for its end."""
         self._run_job("ReloadUnit", name, wait=True, tell=tell)
@@ -146,7 +150,7 @@ class SystemdUnits:
             if result != "done":
                 raise Transient(
                     Code.UNIT_FAILED,
-                    f"the {'start' if method == 'StartUnit' else 'reload'} of {name} ended with '{result}'",
+                    f"the {method.removesuffix('Unit').lower()} of {name} ended with '{result}'",
                     f"Read why: journalctl -b -u {name}",
                 )
 
@@ -168,6 +172,9 @@ class NoUnits:
 
     def start(self, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
         raise Transient(Code.BUS_LOST, f"{name} cannot be started without the system bus")
+
+    def stop(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        raise Transient(Code.BUS_LOST, f"{name} cannot be stopped without the system bus")
 
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
         raise Transient(Code.BUS_LOST, f"{name} cannot be reloaded without the system bus")

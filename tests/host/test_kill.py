@@ -15,7 +15,7 @@ from tests.host import road, standins
 from tests.host.machine import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.host.bed import Host
 
@@ -73,6 +73,18 @@ OVERLAY = (
     *(Kill("activate", "mount-overlay", at) for at in ("before", "change 1", "after")),
     *(Kill("deactivate", "unmount-overlay", at) for at in ("before", "after")),
 )
+# The driver is in force, and an update comes whose driver is in the registry.
+AHEAD = (
+    *(Kill("run", "raise-delay", at) for at in ("before", "change 1", "after")),
+    *(Kill("run", "hold-reboot", at) for at in ("before", "after")),
+    *(Kill("run", "pull-image", at) for at in ("before", "after")),
+    *(Kill("run", "install-tree", at) for at in ("before", 0.1, "after")),
+    *(Kill("run", "release-reboot", at) for at in ("before", "after")),
+)
+RENEWAL = tuple(Kill("run", "renew-tree", at) for at in (0.2, "after"))
+REMOVAL = tuple(Kill("run", "remove-tree", at) for at in ("before", "change 1", "after"))
+DRAIN = tuple(Kill("run", "stop-unit", at) for at in ("before", "after"))
+REBOOT = tuple(Kill("run", "reboot-host", at) for at in ("before", "after"))
 POWER = (
     Kill("run", "write-gates", "change 2"),
     Kill("run", "pull-image", 0.1),
@@ -91,7 +103,8 @@ POWER = (
 def test_the_tables_have_every_step_there_is() -> None:
     from nvidiad.nouns.steps import step_name
 
-    killed = {kill.step for kill in (*DAEMON, *ACTIVATION, *DEACTIVATION, *RELOAD, *OVERLAY)}
+    ahead = (*AHEAD, *RENEWAL, *REMOVAL, *DRAIN, *REBOOT)
+    killed = {kill.step for kill in (*DAEMON, *ACTIVATION, *DEACTIVATION, *RELOAD, *OVERLAY, *ahead)}
     assert killed == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
 
 
@@ -288,3 +301,127 @@ def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     # A gate that was not yet written cannot hold anything at the next boot.
     victim.wait_whole(gated=kill.step != "write-gates")
     assert len(road.wait_witnessed(host, 1)) == 1
+
+
+# -- what comes next -------------------------------------------------------------------------------
+
+_NEXT = "/run/nextos"
+_STAGE: Mapping[str, object] = {"spread": 0, "next-file": _NEXT}
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A host in force that looks ahead; every case begins with no update in sight."""
+
+    victim: Victim
+
+    def begin(self, *, automatic: bool = False) -> None:
+        """Back to where no update is known, with a new daemon."""
+        host = self.victim.host
+        host.update_engine("IDLE")
+        host.run(f"rm -f /run/kill-* {_NEXT} /etc/systemd/logind.conf.d/99-nvidiad.conf", check=True)
+        host.run("systemctl stop nvidiad; systemctl kill -s HUP systemd-logind", check=True)
+        host.run(f"rm -rf /opt/nvidia/*/{road.NEXT[0]} /opt/nvidia/{road.OTHER_DRIVER}", check=True)
+        host.run("docker images -q | xargs -r docker rmi -f")
+        made = road.configuration(stage=_STAGE, reboot={"automatic": automatic})
+        host.write("/etc/nvidiad/nvidiad.toml", made)
+        host.systemctl("start", "nvidiad.socket", "nvidiad.service")
+        road.wait_ready(host)
+
+    def wait_stage(self, state: str) -> dict[str, object]:
+        def holds(said: dict[str, list[dict[str, str]]]) -> bool:
+            return bool(said["stages"]) and said["stages"][0]["state"] == state
+
+        return road.wait_status(self.victim.host, holds, f"the stage is {state}")
+
+
+@pytest.fixture(scope="module")
+def ahead() -> Iterator[Ahead]:
+    with road.booted() as host:
+        victim = prepare(host, road.configuration(stage=_STAGE))
+        road.publish(host, *road.NEXT)
+        yield Ahead(victim)
+
+
+@pytest.mark.parametrize("kill", AHEAD, ids=str)
+def test_the_daemon_is_killed_while_it_stages(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin()
+    ahead.victim.arm(kill)
+    host.update_engine("UPDATE_AVAILABLE", road.NEXT[0])
+    ahead.victim.wait_hit()
+    ahead.wait_stage("staged")
+    road.wait_status(host, lambda said: not said["reboot"]["held"], "no lock is left behind")
+    assert "nvidiad" not in host.run("systemd-inhibit --list --no-legend --no-pager", check=True).out
+    assert host.run("find /opt/nvidia -name '*.partial'").out == ""
+
+
+@pytest.mark.parametrize("kill", RENEWAL, ids=str)
+def test_the_daemon_is_killed_while_it_renews_a_tree(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin()
+    road.publish(host, road.NEXT[0], "6.6.1-other")
+    host.update_engine("UPDATE_AVAILABLE", road.NEXT[0])
+    ahead.wait_stage("staged")
+    road.publish(host, *road.NEXT)
+    ahead.victim.arm(kill)
+    host.write(_NEXT, f"VERSION_ID={road.NEXT[0]}\nKERNEL={road.NEXT[1]}\n")
+    host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
+    ahead.victim.wait_hit()
+    ahead.wait_stage("proven")
+
+
+@pytest.mark.parametrize("kill", REMOVAL, ids=str)
+def test_the_daemon_is_killed_while_it_removes_a_tree(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin()
+    old = road.put_tree(host, "1000.0.0", "5.0.0")
+    ahead.victim.arm(kill)
+    road.configure(host, road.configuration(stage=_STAGE, retention={"trees": 1}))
+    ahead.victim.wait_hit()
+    host.wait(lambda: not host.exists(old), "the old tree is gone")
+    road.wait_ready(host)
+    assert host.run("find /opt/nvidia -name '*.partial'").out == ""
+
+
+def wait_loaded(host: Host, driver: str) -> None:
+    def holds(said: dict[str, dict[str, str]]) -> bool:
+        return bool(said["driver"]) and said["driver"]["loaded"] == driver
+
+    road.wait_status(host, holds, f"driver {driver} is loaded")
+
+
+@pytest.mark.parametrize("kill", DRAIN, ids=str)
+def test_the_daemon_is_killed_while_it_drains(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin()
+    road.publish(host, driver=road.OTHER_DRIVER)
+    host.kmod_busy("nvidia")
+    try:
+        ahead.victim.arm(kill)
+        changed = road.configuration(driver=road.OTHER_DRIVER, stage=_STAGE).replace(
+            "[driver]\n", '[driver]\nchange = "drain"\n'
+        )
+        road.configure(host, changed)
+        ahead.victim.wait_hit()
+        host.wait(lambda: host.state(KUBELET) == "inactive", "the kubelet is stopped")
+    finally:
+        host.kmod_busy()
+    road.wait_status(
+        host, lambda said: said["driver"]["loaded"] == road.OTHER_DRIVER, "the driver is changed"
+    )
+    road.wait_ready(host)
+    road.configure(host, road.configuration(stage=_STAGE))
+    wait_loaded(host, road.DRIVER)
+
+
+@pytest.mark.parametrize("kill", REBOOT, ids=str)
+def test_the_daemon_is_killed_while_it_reboots_the_host(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin(automatic=True)
+    before = host.boots
+    host.write(_NEXT, f"VERSION_ID={road.NEXT[0]}\nKERNEL={road.NEXT[1]}\n")
+    ahead.victim.arm(kill)
+    host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
+    host.wait_up(after=before)
+    road.wait_ready(host)

@@ -23,7 +23,7 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import config
 
 if TYPE_CHECKING:
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
 
 DRIVER = "535.309.01"
 OS = "3975.2.0"
@@ -107,7 +107,7 @@ UNITS = (unit("nvidia.service"), unit("nvidia-persistenced.service"), unit("kube
 
 def host(facts: DriverFacts | None = None, **changes: Any) -> HostFacts:
     """A host that is in order."""
-    made = HostFacts(driver=facts or driver(), units=UNITS, gates=("kubelet.service",), update=None)
+    made = HostFacts(driver=facts or driver(), units=UNITS, gates=("kubelet.service",))
     return replace(made, **changes)
 
 

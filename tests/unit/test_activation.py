@@ -18,7 +18,7 @@ from nvidiad.nouns.model import (
 )
 from nvidiad.nouns.steps import LoadHostModules, LoadModule, step_name
 from nvidiad.nouns.value import replace
-from nvidiad.thought import activation
+from nvidiad.thought import activation, choice
 from tests.unit import facts as f
 
 FULL = (
@@ -225,5 +225,5 @@ def test_deactivation_of_a_host_that_has_nothing() -> None:
 
 
 def test_the_kernel_takes_the_place_of_an_os_version_that_does_not_name_it() -> None:
-    build = activation.wanted(f.driver(), f.settings("[image]\ntag = '{kernel}-{driver}'"))
+    build = choice.configured(f.driver(), f.settings("[image]\ntag = '{kernel}-{driver}'"))
     assert build.os_version == f.KERNEL

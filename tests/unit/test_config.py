@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nvidiad.nouns.model import Exposure
 from nvidiad.thought import config
-from nvidiad.thought.config import Daemon, Driver, Engine, Image, Install, Settings, Units, load
+from nvidiad.thought.config import load
+from nvidiad.thought.settings import Daemon, Driver, Engine, Image, Install, Settings, Units
 
 # A busy machine is no reason to fail.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -403,7 +404,8 @@ def test_the_import_is_cheap() -> None:
         ),
         pytest.param(
             "[zzz]\n",
-            "f:1: zzz: unknown table (there are driver, image, cuda, install, units, engine, daemon)",
+            "f:1: zzz: unknown table (there are driver, image, cuda, install, units, "
+            "stage, reboot, retention, engine, daemon)",
             id="unknown table",
         ),
         pytest.param(

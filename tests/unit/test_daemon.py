@@ -20,7 +20,7 @@ from nvidiad.nouns.value import replace
 from nvidiad.rim import daemon as rim
 from nvidiad.rim.daemon import Daemon, Source, Surroundings
 from nvidiad.thought import planner
-from nvidiad.thought.config import Settings
+from nvidiad.thought.settings import Settings
 from tests.unit import facts
 from tests.unit.world import Quiet
 

@@ -15,6 +15,7 @@ from nvidiad import cli
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Phase
 from nvidiad.thought import config
+from nvidiad.thought.settings import Settings
 
 CHECKOUT = Path(__file__).parents[2]
 DOCS = CHECKOUT / "docs"
@@ -155,7 +156,7 @@ def test_the_manual_page_knows_no_other_key() -> None:
 
 
 def test_the_defaults_in_the_manual_page_are_those_of_the_settings() -> None:
-    settings = config.Settings()
+    settings = Settings()
     for value in (
         settings.image.tag,
         settings.install.root,

@@ -17,18 +17,25 @@ from nvidiad.nouns.plan import Plan, Report
 from nvidiad.nouns.steps import (
     CheckDriver,
     ConfigureLinker,
+    HoldReboot,
     InstallTree,
     LoadHostModules,
     LoadModule,
     MakeNodes,
     MountOverlay,
     PullImage,
+    RaiseDelay,
+    RebootHost,
     RefreshLinkerCache,
+    ReleaseReboot,
     ReloadUnit,
     RemoveNodes,
+    RemoveTree,
+    RenewTree,
     SelectTree,
     SetFirmwarePath,
     StartUnit,
+    StopUnit,
     UnloadModule,
     UnmountOverlay,
     WriteGates,
@@ -89,6 +96,12 @@ CASES = (
     Case(RemoveNodes(), ("remove nodes",)),
     Case(WriteGates(("a.service", "b.service")), ("gates a.service b.service",)),
     Case(StartUnit("kubelet.service", wait=False), ("start kubelet.service",)),
+    Case(StopUnit("kubelet.service"), ("stop kubelet.service",)),
+    Case(RemoveTree(TREE), (f"remove {TREE}",)),
+    Case(RaiseDelay(60.0), ("limit 60",)),
+    Case(HoldReboot("why"), ("hold",)),
+    Case(ReleaseReboot("why"), ("release",)),
+    Case(RebootHost(), ("reboot",)),
     Case(PullImage(REFERENCE, BUILD), (f"pull {image_of(BUILD).digest}",)),
 )
 
@@ -106,7 +119,7 @@ def test_a_step_does_its_one_thing(world: World, case: Case) -> None:
 
 def test_every_step_there_is_has_a_case() -> None:
     here = {type(case.step) for case in CASES}
-    elsewhere = {CheckDriver, InstallTree, ReloadUnit}
+    elsewhere = {CheckDriver, InstallTree, ReloadUnit, RenewTree}
     assert {step.__name__ for step in here | elsewhere} == {
         name
         for name, thing in vars(steps).items()
@@ -197,7 +210,7 @@ def test_an_image_is_pulled_and_its_tree_is_there(world: World) -> None:
     image = world.push()
     report = run(world, *FETCH)
     assert report.problem is None
-    assert world.effects == [f"pull {image.digest}", f"install {image.digest}"]
+    assert world.effects == [f"{what} {image.digest}" for what in ("pull", "install", "discard")]
     assert list(world.disk.trees) == [TREE]
 
 
@@ -209,7 +222,20 @@ def test_what_was_pulled_is_what_is_run_although_the_tag_moves_meanwhile(world: 
     moved = world.push(exit_problem=Permanent(Code.MANIFEST_INVALID, "another image"))
     assert moved.digest != pulled.digest
     engine.perform(FETCH[1])
-    assert world.effects == [f"pull {pulled.digest}", f"install {pulled.digest}"]
+    assert world.effects == [f"{what} {pulled.digest}" for what in ("pull", "install", "discard")]
+
+
+def test_a_tree_is_renewed_as_soon_as_its_tag_names_another_image(world: World) -> None:
+    first = world.push(refused=True)
+    world.put_tree(BUILD, identity=first.digest, refused=True)
+    step = RenewTree(REFERENCE, BUILD, TREE, first.digest)
+    report = run(world, step)
+    assert report.problem is not None
+    assert "still is the image" in report.problem.sentence
+    assert world.effects == []
+    mended = world.push()
+    assert run(world, step).problem is None
+    assert world.disk.trees[TREE].identity == mended.digest
 
 
 def labels(**changes: str) -> dict[str, str]:

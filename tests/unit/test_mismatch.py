@@ -67,7 +67,7 @@ CASES = {
     ),
     "nothing is loaded yet: the check at the end looks": (f.installed(linker=linker(THEIRS)), None, ""),
     "a module without a version": (
-        f.driver(loaded=(LoadedModule("nvidia", None, 0), *f.LOADED[1:]), linker=linker(THEIRS)),
+        f.driver(loaded=(LoadedModule("nvidia", None, 1), *f.LOADED[1:]), linker=linker(THEIRS)),
         Code.DRIVER_MISMATCH,
         "driver None is loaded",
     ),
@@ -78,7 +78,7 @@ CASES = {
             trees=(OLD_TREE, f.TREE), current=OLD_TREE.path, loaded=LOADED_OTHER, linker=linker(THEIRS, CUDA)
         ),
         Code.DRIVER_MISMATCH,
-        f"driver {OTHER} is loaded, {f.DRIVER} is wanted",
+        f"driver {OTHER} is loaded and in use, {f.DRIVER} is wanted",
     ),
     "it waits, and current has gone ahead": (
         f.driver(trees=(OLD_TREE, f.TREE), loaded=LOADED_OTHER, linker=linker(OURS)),

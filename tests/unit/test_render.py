@@ -39,6 +39,7 @@ from nvidiad.nouns.model import (
 )
 from nvidiad.nouns.plan import Plan, Report, Status, StepResult
 from nvidiad.nouns.steps import InstallTree, PullImage, StartUnit, Step
+from nvidiad.nouns.upcoming import NextFacts, NextSystem, Stage, StageState, Verdict
 from nvidiad.nouns.value import replace
 from nvidiad.thought import metrics, render, wire
 from nvidiad.thought.document import document
@@ -93,8 +94,11 @@ FACTS = HostFacts(
     driver=HOST,
     units=(unit("nvidia.service", sub="exited"), unit("kubelet.service")),
     gates=("kubelet.service",),
-    update=UpdateStatus("UPDATE_STATUS_UPDATED_NEED_REBOOT", "4081.2.0", 1.0),
+    next=NextFacts(UpdateStatus("UPDATE_STATUS_UPDATED_NEED_REBOOT", "4081.2.0", 1.0)),
 )
+COMING = NextSystem("4081.2.0", NEXT.kernel, "the slot USR-B", staged=True)
+GO = Verdict(go=True, reason="driver 535.309.01 for 4081.2.0 is on disk and fits its kernel")
+STAGED = Stage(StageState.PROVEN, COMING, NEXT, IMAGE, tree(NEXT).path)
 READY = Status(
     phase=Phase.READY,
     summary="driver 535.309.01 is in force on Flatcar Container Linux",
@@ -104,7 +108,7 @@ READY = Status(
     reference=IMAGE,
     exposure=Exposure.LDCONFIG,
     exposure_reason="/usr/lib and /usr/lib64 are split",
-    plan=Plan("it is as it should be"),
+    plan=Plan("it is as it should be", stages=(STAGED,), verdict=GO),
     looked=NOW - 5,
 )
 MISSING = Problem(
@@ -118,7 +122,7 @@ FRESH = replace(
     FACTS,
     driver=replace(HOST, trees=(), current=None, loaded=(), gpus=(Gpu("0000:00:04.0", "10de:20b5", None),)),
     units=(unit("nvidia.service", "inactive", "dead"), unit("kubelet.service", "inactive", "dead")),
-    update=None,
+    next=NextFacts(),
 )
 WAITING = replace(
     READY,
@@ -238,7 +242,8 @@ READY_TEXT = """\
        Wanted: 535.309.01 for flatcar 3975.2.0, kernel 6.6.95-flatcar
         Image: registry.example/nvidia-driver:3975.2.0-535.309.01
      Exposure: ldconfig (/usr/lib and /usr/lib64 are split)
-      Next OS: 4081.2.0 (updated need reboot), driver on disk: /opt/nvidia/535.309.01/4081.2.0
+      Next OS: 4081.2.0 (updated need reboot), driver 535.309.01 proven: /opt/nvidia/535.309.01/4081.2.0
+       Reboot: may go: driver 535.309.01 for 4081.2.0 is on disk and fits its kernel
         Units: nvidia.service active (exited) since Mon 2026-11-23 13:59:06 UTC; 3min 5s ago
                kubelet.service active (running) since Mon 2026-11-23 13:59:06 UTC; 3min 5s ago
 """

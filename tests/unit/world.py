@@ -17,6 +17,7 @@ from nvidiad.nouns.model import (
     Build,
     Flavour,
     Gpu,
+    Holder,
     Kind,
     LinkerFacts,
     LoadedModule,
@@ -30,8 +31,10 @@ from nvidiad.nouns.model import (
     UpdateStatus,
     problem_of,
 )
+from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
+from nvidiad.verbs.bring_up import bring_up
 from nvidiad.verbs.engine import DriverEngine
 from nvidiad.verbs.observer import look_at_driver
 from nvidiad.verbs.ports import DriverPorts, Ports
@@ -42,9 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nvidiad.nouns.compatibility import Compatibility, Entry
-    from nvidiad.nouns.model import Holder
     from nvidiad.nouns.plan import Status
-    from nvidiad.thought.config import Settings
+    from nvidiad.thought.settings import Settings
 
 ROOT = Path("/opt")
 CURRENT = "/opt/nvidia/current"
@@ -68,6 +70,8 @@ class Image:
     faulty: str = ""
     """Why the tree that it leaves is not what its manifest says."""
     exit_problem: Failure | None = None
+    refused: bool = False
+    """The kernel refuses its modules."""
 
     @property
     def digest(self) -> str:
@@ -132,6 +136,8 @@ class Disk:
     trees: dict[str, Tree] = field(default_factory=dict)
     module_kernels: dict[str, str] = field(default_factory=dict)
     faulty: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, bool] = field(default_factory=dict)
+    """Whether the kernel refuses the modules of a tree."""
     current: str | None = None
     linker: str | None = None
     cache: set[str] = field(default_factory=set)
@@ -139,6 +145,7 @@ class Disk:
     pulled: dict[str, Image] = field(default_factory=dict)
     gates: tuple[str, ...] = (KUBELET,)
     memory: Memory = field(default_factory=Memory)
+    trials: Memory = field(default_factory=Memory)
 
 
 @dataclass
@@ -151,6 +158,17 @@ class Boot:
     nodes: set[str] = field(default_factory=set)
     units: dict[str, UnitState] = field(default_factory=dict)
     activation: Memory = field(default_factory=Memory)
+    update: UpdateStatus | None = None
+    slot: StagedSystem | None = None
+    lock: bool = False
+    """The delay lock is taken."""
+    limit: float = 5.0
+    asked: bool = False
+    """A reboot was asked for, and waits for the lock."""
+    rebooted: bool = False
+    """nvidiad asked for one itself."""
+    held: set[str] = field(default_factory=set)
+    """Modules that somebody holds."""
 
 
 def _unit(name: str) -> UnitState:
@@ -185,7 +203,7 @@ class World:
         self.host_modules = {"i2c_core"}
         self.disk, self.volatile = Disk(), Boot()
         self.clock, self.ticks = 1_000_000.0, 0
-        self.boots = 1
+        self.boots, self.powered_on = 1, self.clock
         self.effects: list[str] = []
         self.log = Quiet()
         self.dies_at: int | None = None
@@ -224,15 +242,18 @@ class World:
             linker=_Linker(self),
             modules=_Modules(self),
             nodes=_Nodes(self),
+            memories=_Memories(self, "memory"),
+            trials=_Memories(self, "trials"),
         )
         return Ports(
             driver=driver,
             units=_Units(self),
-            updates=_Updates(),
+            updates=_Updates(self),
             images=_Images(self),
             lists=_Lists(self),
-            memories=_Memories(self, "disk"),
-            activations=_Memories(self, "volatile"),
+            next=_Next(self),
+            shutdowns=_Shutdowns(self),
+            activations=_Memories(self, "activation"),
         )
 
     def reconciler(self, *, stopping: Callable[[], bool] = lambda: False) -> Reconciler:
@@ -263,9 +284,19 @@ class World:
         self.registry[reference_of(build)] = image
         return image
 
-    def put_tree(self, build: Build, *, module_kernel: str = "", faulty: str = "") -> str:
+    def put_tree(
+        self,
+        build: Build,
+        *,
+        module_kernel: str = "",
+        faulty: str = "",
+        identity: str = "",
+        refused: bool = False,
+    ) -> str:
         path = str(naming.tree_path(PurePosixPath(ROOT), build))
-        self.disk.trees[path] = Tree(path, build, Flavour.OPEN, ("libcuda.so.1",), firmware=True)
+        tree = Tree(path, build, Flavour.OPEN, ("libcuda.so.1",), firmware=True, identity=identity)
+        self.disk.trees[path] = replace(tree, installed=self.clock)
+        self.disk.refused[path] = refused
         self.disk.module_kernels[path] = module_kernel or build.kernel
         self.disk.faulty[path] = faulty
         return path
@@ -304,9 +335,14 @@ class World:
         ports = self.ports().driver
         self._in_activation = True
         try:
-            plan = activation.activate(look_at_driver(ports, self.settings), self.settings)
-            report = DriverEngine(ports, self.log, seconds=lambda: self.clock).execute(plan)
-            problem = plan.problem or report.problem
+            facts = look_at_driver(ports, self.settings)
+            plan = activation.activate(facts, self.settings)
+            engine = DriverEngine(ports, self.log, seconds=lambda: self.clock)
+            report = bring_up(
+                plan, facts, self.settings, ports=ports, engine=engine, log=self.log, now=self.clock
+            )
+            waits = plan.problem is not None and plan.problem.code is Code.DRIVER_MISMATCH and plan.steps
+            problem = report.problem or (None if waits else plan.problem)
             told = (Attempt("activate", 1, self.clock, problem),) if problem else ()
             self.volatile.activation = Memory(told)
         except Death:
@@ -335,7 +371,7 @@ class World:
         """The host comes up, perhaps with another OS; systemd starts what is enabled, the daemon not yet."""
         self.release, self.kernel = release or self.release, kernel or self.kernel
         self.volatile = Boot()
-        self.boots += 1
+        self.boots, self.powered_on = self.boots + 1, self.clock
         failure = self.start_driver_unit()
         if failure is None or KUBELET not in self.disk.gates:
             self.set_unit(KUBELET, "active")
@@ -351,7 +387,8 @@ class World:
             "linker": disk.linker,
             "known": disk.current in disk.cache,
             "gates": disk.gates,
-            "memory": disk.memory,
+            # Where a tree came from is lost with a kill; then it is asked for once more.
+            "memory": replace(disk.memory, origins=()),
             "loaded": dict(volatile.loaded),
             "overlay": volatile.overlay,
             "firmware": volatile.firmware,
@@ -383,6 +420,9 @@ class _Host(_Part):
 
     def extensions(self) -> tuple[str, ...]:
         return ()
+
+    def uptime(self) -> float:
+        return self.world.clock - self.world.powered_on
 
 
 class _Gpus(_Part):
@@ -441,7 +481,9 @@ class _Images(_Part):
             raise Transient(Code.IMAGE_MISSING, f"'{reference}' is not in the registry")
         return self.world.registry[reference].digest
 
-    def pull(self, reference: str, digest: str, tell: Callable[[Progress], None]) -> None:
+    def pull(
+        self, reference: str, digest: str, tell: Callable[[Progress], None], *, gentle: bool = False
+    ) -> None:
         self._ask()
         tell(Progress("pull-image", "1 of 1 layers", 1, 1))
         image = next((i for i in self.world.registry.values() if i.digest == digest), None)
@@ -452,13 +494,30 @@ class _Images(_Part):
     def labels(self, reference: str, digest: str) -> dict[str, str]:
         return self._pulled(reference, digest).labels
 
-    def install(self, reference: str, digest: str, root: Path, tell: Callable[[Progress], None]) -> None:
+    def discard(self, reference: str, digest: str) -> None:
+        self.world.effect(f"discard {digest}", lambda: self.world.disk.pulled.pop(digest, None))
+
+    def install(
+        self,
+        reference: str,
+        digest: str,
+        root: Path,
+        tell: Callable[[Progress], None],
+        *,
+        gentle: bool = False,
+    ) -> None:
         image = self._pulled(reference, digest)
         if image.exit_problem:
             raise image.exit_problem
 
         def lay_down() -> None:
-            self.world.put_tree(image.build, module_kernel=image.module_kernel, faulty=image.faulty)
+            self.world.put_tree(
+                image.build,
+                module_kernel=image.module_kernel,
+                faulty=image.faulty,
+                identity=digest,
+                refused=image.refused,
+            )
 
         self.world.effect(f"install {digest}", lay_down)
 
@@ -514,7 +573,7 @@ class _Modules(_Part):
             LoadedModule(
                 name,
                 loaded[name],
-                len(others) if name == "nvidia" else 0,
+                (len(others) if name == "nvidia" else 0) + (name in self.world.volatile.held),
                 others if name == "nvidia" else (),
             )
             for name in sorted(loaded)
@@ -539,6 +598,8 @@ class _Modules(_Part):
     def load(self, module: ModuleFile, parameters: tuple[str, ...]) -> None:
         assert module.kernel == self.world.kernel, "a module of another kernel goes to insmod"
         assert not set(module.depends) - self.world.volatile.loaded.keys()
+        if self.world.disk.refused[module.path.partition("/lib/modules")[0]]:
+            raise Transient(Code.MODULE_REFUSED, f"'{module.path}' refused")
         what = " ".join(("insmod", module.name, *parameters))
         self.world.effect(what, lambda: self.world.volatile.loaded.setdefault(module.name, module.version))
 
@@ -547,6 +608,8 @@ class _Modules(_Part):
         return tuple(name for name in names if name not in self.world.host_modules)
 
     def unload(self, name: str) -> None:
+        if name in self.world.volatile.held:
+            raise Transient(Code.MODULE_IN_USE, f"module '{name}' is in use")
         self.world.effect(f"rmmod {name}", lambda: self.world.volatile.loaded.pop(name, None))
 
     def firmware_path(self) -> str:
@@ -559,7 +622,7 @@ class _Modules(_Part):
         return self.world.volatile.loaded.get("nvidia")
 
     def holders(self) -> tuple[Holder, ...]:
-        return ()
+        return (Holder(7, "train", "job.service"),) if self.world.volatile.held else ()
 
 
 class _Nodes(_Part):
@@ -594,6 +657,9 @@ class _Units(_Part):
         if failures:
             raise failures[0]
 
+    def stop(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        self.world.effect(f"stop {name}", lambda: self.world.set_unit(name, "inactive"))
+
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
         assert name == DRIVER_UNIT
         failures: list[Failure] = []
@@ -613,21 +679,59 @@ class _Units(_Part):
         self.world.effect(f"gates {' '.join(names)}", lambda: setattr(self.world.disk, "gates", names))
 
 
-class _Updates:
+class _Updates(_Part):
     def status(self) -> UpdateStatus | None:
+        return self.world.volatile.update
+
+
+class _Next(_Part):
+    def reboot_required(self) -> bool:
+        return self.world.volatile.slot is not None
+
+    def slot(self) -> StagedSystem | None:
+        return self.world.volatile.slot
+
+    def announced(self) -> StagedSystem | None:
         return None
 
 
-class _Memories:
-    def __init__(self, world: World, place: str) -> None:
-        self.world = world
-        self.place = place
+class _Shutdowns(_Part):
+    def facts(self) -> RebootFacts | None:
+        now = self.world.volatile
+        return RebootFacts(now.lock, now.limit, now.asked)
+
+    def raise_limit(self, seconds: float) -> None:
+        self.world.effect(f"limit {seconds:g}", lambda: setattr(self.world.volatile, "limit", seconds))
+
+    def hold(self, why: str) -> None:
+        self.world.effect("hold", lambda: setattr(self.world.volatile, "lock", True))
+
+    def release(self) -> None:
+        self.world.effect("release", lambda: setattr(self.world.volatile, "lock", False))
+
+    def reboot(self) -> None:
+        self.world.effect("reboot", lambda: setattr(self.world.volatile, "rebooted", True))
+
+
+class _Memories(_Part):
+    """One of the files that remember; activation's own ones are no effects of the daemon."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world)
+        self.name = name
+
+    def _place(self) -> Disk | Boot:
+        return self.world.volatile if self.name == "activation" else self.world.disk
 
     def read(self) -> Memory:
-        return self.world.disk.memory if self.place == "disk" else self.world.volatile.activation
+        found: Memory = getattr(self._place(), self.name)
+        return found
 
     def write(self, memory: Memory) -> None:
-        assert self.place == "disk", "only activation writes there"
+        assert self.name != "activation", "only activation writes there"
+        if self.name == "trials":
+            self.world.disk.trials = memory
+            return
         self.world.effect("remember", lambda: setattr(self.world.disk, "memory", memory))
 
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice: which build this host should have, and which tree is to be in force now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.errors import Code
+from nvidiad.nouns.model import Build, Problem
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import Attempt, DriverFacts, LoadedModule, Tree
+    from nvidiad.thought.settings import Settings
+
+
+def configured(facts: DriverFacts, settings: Settings) -> Build:
+    """The build that the configuration asks for on this host.
+
+    Where the tag's template does not name the OS release (hosts whose OS version does not name the kernel),
+    the kernel release takes its place on disk too: two kernels of one such release are two builds.
+    """
+    release = facts.release.version if "{os}" in settings.image.tag else facts.kernel
+    return Build(settings.driver.version, release, facts.kernel, settings.driver.product)
+
+
+def wanted(facts: DriverFacts, settings: Settings) -> Build:
+    """The build that this host should have: the configured one, or the one it falls back to."""
+    tree = fallback(facts, settings)
+    return tree.build if tree else configured(facts, settings)
+
+
+def tree_of(facts: DriverFacts, build: Build) -> Tree | None:
+    """A build on disk, if it is there for exactly this kernel."""
+    return next((tree for tree in facts.trees if tree.build == build), None)
+
+
+def find_tree(facts: DriverFacts, settings: Settings) -> Tree | None:
+    """The wanted build on disk."""
+    return tree_of(facts, wanted(facts, settings))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Falling back
+
+
+def trial_key(tree: Tree) -> str:
+    """What activations of a tree are counted under: another tree of the same build starts anew."""
+    return f"{tree.build.driver}/{tree.build.os_version} {tree.identity}"
+
+
+def given_up(facts: DriverFacts, settings: Settings) -> Attempt | None:
+    """The failed activations of the configured tree, once they are as many as the configuration allows."""
+    tree = tree_of(facts, configured(facts, settings))
+    if tree is None:
+        return None
+    key = trial_key(tree)
+    trial = next((trial for trial in facts.trials if trial.reference == key), None)
+    return trial if trial and trial.count >= settings.driver.attempts else None
+
+
+def fallback(facts: DriverFacts, settings: Settings) -> Tree | None:
+    """The tree to return to when the configured one does not come up; None where there is no need, or none.
+
+    That is the last one known good on this OS release and kernel, else one here of the driver that was last
+    known good on another release.
+    """
+    build = configured(facts, settings)
+    if not facts.good or given_up(facts, settings) is None:
+        return None
+    here = [
+        tree
+        for tree in facts.trees
+        if tree.build.driver != build.driver
+        and (tree.build.os_version, tree.build.kernel, tree.build.product)
+        == (build.os_version, build.kernel, build.product)
+    ]
+    by_path = {tree.path: tree for tree in here}
+    known = next((by_path[path] for path in facts.good if path in by_path), None)
+    if known:
+        return known
+    drivers = [path.split("/")[-2] for path in facts.good if path.count("/") > 1]
+    return next((tree for driver in drivers for tree in here if tree.build.driver == driver), None)
+
+
+def fallback_problem(facts: DriverFacts, settings: Settings) -> Problem | None:
+    """Why another driver than the configured one is in force; None where it is not so."""
+    trial, tree = given_up(facts, settings), fallback(facts, settings)
+    if trial is None or tree is None:
+        return None
+    build = configured(facts, settings)
+    return Problem(
+        Code.DRIVER_FALLBACK,
+        f"driver {build.driver} did not come up {trial.count} times, driver {tree.build.driver} is back; "
+        f"the last time: {trial.problem.sentence}",
+        "Publish another image under its tag (nvidiad takes it), or set another 'driver.version'.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is loaded
+
+
+def core(facts: DriverFacts) -> LoadedModule | None:
+    """The driver's first module, `nvidia`, as it is loaded."""
+    return next((module for module in facts.loaded if module.name == "nvidia"), None)
+
+
+def in_use(facts: DriverFacts) -> bool:
+    """Whether anything but the driver's own modules holds one of them.
+
+    A module's count of references has one for every module that needs it, and one for every open device.
+    """
+    ours = {module.name for module in facts.loaded}
+    return any(
+        module.references > len(module.holders) or not ours.issuperset(module.holders)
+        for module in facts.loaded
+    )
+
+
+def target(facts: DriverFacts, settings: Settings) -> Tree | None:
+    """The tree to be in force now: the wanted one, or that of another loaded driver while it is in use."""
+    tree, loaded = find_tree(facts, settings), core(facts)
+    if tree is None or loaded is None or loaded.version == tree.build.driver or not in_use(facts):
+        return tree
+    kept = (
+        other
+        for other in facts.trees
+        if other.build.driver == loaded.version
+        and (other.build.os_version, other.build.kernel) == (tree.build.os_version, tree.build.kernel)
+    )
+    return next(kept, tree)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate: whether a reboot may go, why not, and until when; no reboot is held for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.steps import HoldReboot, RaiseDelay, RebootHost, ReleaseReboot
+from nvidiad.nouns.upcoming import StageState, Verdict
+from nvidiad.thought import staging
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import HostFacts, Memory
+    from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.upcoming import NextSystem, Stage
+    from nvidiad.thought.settings import Settings
+
+RETRY_KEY = "logind"
+REBOOT_KEY = "reboot the host"
+_DONE = frozenset({StageState.PROVEN, StageState.STAGED})
+# What a logind says that tells what was asked for, and that ends in another kernel.
+_REBOOTS = frozenset({"", "reboot", "kexec"})
+# A locksmithd in one of these states takes care of the reboot; nobody else should.
+_COORDINATED = frozenset({"starting", "running", "reboot-planned", "rebooting"})
+_WORDS = {
+    StageState.UNKNOWN: "is not known yet",
+    StageState.AWAITED: "is not on disk yet",
+    StageState.FETCHING: "is being fetched",
+    StageState.UNFIT: "does not fit its kernel",
+}
+
+
+def verdict(
+    facts: HostFacts,
+    settings: Settings,
+    memory: Memory,
+    now: float,
+    found: NextSystem | None,
+    stages: tuple[Stage, ...],
+) -> Verdict:
+    """Whether a reboot may go now. `now` is wall clock; what is held is held in uptime."""
+    if found is None:
+        return Verdict(go=True, reason="no other OS is about to be booted")
+    name = found.version or found.kernel or "the next OS"
+    if not stages:
+        return Verdict(go=True, reason=f"no driver is to be staged for {name} on this host")
+    done = next((stage for stage in stages if stage.state in _DONE), None)
+    if done:
+        proof = "and fits its kernel" if done.state is StageState.PROVEN else "(its kernel is not known yet)"
+        return Verdict(go=True, reason=f"driver {done.build.driver} for {name} is on disk {proof}")
+    why = f"driver {stages[0].build.driver} for {name} {_WORDS[stages[0].state]}"
+    if problem := stages[0].problem:
+        why += f": {problem.sentence}"
+    if not found.staged:
+        return Verdict(go=True, reason=f"{why}; a reboot now boots the OS that runs")
+    asked = staging.reboot_since(memory, facts)
+    left = settings.reboot.maximum - (facts.uptime - asked if asked is not None else 0.0)
+    if left <= 0:
+        held = f"{settings.reboot.maximum:g} s"
+        return Verdict(go=True, reason=f"{why}; it was waited for as long as is configured ({held})")
+    return Verdict(go=False, reason=why, until=now + left)
+
+
+def steps(
+    facts: HostFacts,
+    settings: Settings,
+    found: NextSystem | None,
+    stages: tuple[Stage, ...],
+    said: Verdict,
+) -> tuple[Step, ...]:
+    """What makes logind hold reboots, or let them go, and what reboots a host that nobody else reboots."""
+    logind = facts.reboot
+    if logind is None:
+        return ()
+    hold = settings.reboot.inhibit and is_held(facts, found, stages, said)
+    if logind.held and not hold:
+        return (ReleaseReboot(said.reason),)
+    if hold and not logind.held:
+        limit = max(settings.reboot.maximum, logind.limit)
+        raised = (RaiseDelay(limit),) if logind.limit < limit else ()
+        return (*raised, HoldReboot(said.reason))
+    mine = settings.reboot.automatic and logind.locksmith not in _COORDINATED
+    if mine and found and found.staged and said.go and not logind.preparing:
+        return (RebootHost(),)
+    return ()
+
+
+def is_held(facts: HostFacts, found: NextSystem | None, stages: tuple[Stage, ...], said: Verdict) -> bool:
+    """Whether the delay lock is to be taken.
+
+    Already while the update only comes: who reboots as soon as it is there calls logind in the same moment
+    in which this host hears of it. A shutdown that is asked for before that, or that is none into another
+    OS, is let go at once.
+    """
+    if found is None or not stages or any(stage.state in _DONE for stage in stages):
+        return False
+    logind = facts.reboot
+    if logind and logind.preparing and (said.go or logind.kind not in _REBOOTS):
+        return False
+    return not (found.staged and said.go)
+
+
+def look_again(facts: HostFacts, memory: Memory, settings: Settings, stages: tuple[Stage, ...]) -> float:
+    """Seconds until the next look that something other than an event asks for."""
+    due = [staging.POLL_SECONDS, *(stage.due for stage in stages if stage.due is not None)]
+    asked = staging.reboot_since(memory, facts)
+    if asked is not None:
+        left = settings.reboot.maximum - (facts.uptime - asked)
+        due += [left] if left > 0 else []
+    return max(0.0, min(due))

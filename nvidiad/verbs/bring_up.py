@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing up: one activation, counted before it begins: a driver that takes the host down counts too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.model import Attempt, Memory, Problem
+from nvidiad.nouns.steps import CheckDriver, LoadModule, MakeNodes
+from nvidiad.thought import backoff, choice
+
+if TYPE_CHECKING:
+    from nvidiad.nouns.model import DriverFacts
+    from nvidiad.nouns.plan import Plan, Report
+    from nvidiad.thought.settings import Settings
+    from nvidiad.verbs.engine import DriverEngine
+    from nvidiad.verbs.ports import DriverPorts, Log
+
+_ENDLESS = Problem(Code.INTERNAL, "the activation was cut off (the host went down, or it was killed)")
+
+
+def bring_up(
+    plan: Plan,
+    facts: DriverFacts,
+    settings: Settings,
+    *,
+    ports: DriverPorts,
+    engine: DriverEngine,
+    log: Log,
+    now: float,
+) -> Report:
+    """Do the plan. `now` is wall clock, in seconds since 1970."""
+    tree = choice.target(facts, settings)
+    if tree is None or not any(isinstance(step, LoadModule) for step in plan.steps):
+        return engine.execute(plan)
+    key = choice.trial_key(tree)
+    before = _known(ports.trials.read(), facts)
+    begun = backoff.failed(before, Attempt(key, 1, now, _ENDLESS))
+    _write(ports, begun, log)
+    report = engine.execute(plan)
+    failed = next((result for result in report.results if result.problem), None)
+    if failed is None:
+        _write(ports, backoff.succeeded(before, key), log)
+    elif isinstance(failed.step, LoadModule | MakeNodes | CheckDriver) and failed.problem:
+        _write(ports, backoff.failed(before, Attempt(key, 1, now, failed.problem)), log)
+    else:
+        # Not the driver's fault: another one would meet the same.
+        _write(ports, before, log)
+    return report
+
+
+def _known(trials: Memory, facts: DriverFacts) -> Memory:
+    """Without those of trees that are gone."""
+    here = {choice.trial_key(tree) for tree in facts.trees}
+    return Memory(tuple(attempt for attempt in trials.attempts if attempt.reference in here))
+
+
+def _write(ports: DriverPorts, trials: Memory, log: Log) -> None:
+    try:
+        ports.trials.write(trials)
+    except Failure as failure:
+        log.warning("the activation is not counted, proceeding anyway", error=failure.sentence)
