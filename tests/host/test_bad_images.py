@@ -159,8 +159,10 @@ def test_a_bad_image_is_refused_by_name_and_the_driver_in_force_stays(ready: Hos
     assert not ran if bad.stays_out else ran
 
     # A good image under the same tag: on disk now, in force with the next boot.
+    host.kmod_busy("nvidia")
     road.publish(host, driver=NEW)
     document = road.wait_phase(host, "pending-reboot", code="driver-mismatch")
+    host.kmod_busy()
     assert {tree["driver"] for tree in document["driver"]["installed"]} == {road.DRIVER, NEW}
     assert {unit: road.main_pid(host, unit) for unit in shown} == shown
 

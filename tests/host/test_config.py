@@ -200,6 +200,7 @@ def test_a_host_with_the_driver_in_force_that_loses_its_configuration_keeps_the_
 
 def test_another_driver_is_fetched_at_the_reload_and_waits_for_the_reboot(ready: Host) -> None:
     host = ready
+    host.kmod_busy("nvidia")
     road.publish(host, driver=road.OTHER_DRIVER)
     road.configure(host, road.configuration(road.OTHER_DRIVER))
     document = road.wait_phase(host, "pending-reboot", code="driver-mismatch")
@@ -212,6 +213,7 @@ def test_another_driver_is_fetched_at_the_reload_and_waits_for_the_reboot(ready:
     # Back before the reboot, as if nothing had been.
     road.configure(host, road.configuration())
     document = road.wait_ready(host)
+    host.kmod_busy()
     assert document["driver"]["current"] == f"/opt/nvidia/{road.DRIVER}/{RELEASE[0]}"
 
 

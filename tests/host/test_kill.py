@@ -407,9 +407,7 @@ def test_the_daemon_is_killed_while_it_drains(ahead: Ahead, kill: Kill) -> None:
         host.wait(lambda: host.state(KUBELET) == "inactive", "the kubelet is stopped")
     finally:
         host.kmod_busy()
-    road.wait_status(
-        host, lambda said: said["driver"]["loaded"] == road.OTHER_DRIVER, "the driver is changed"
-    )
+    wait_loaded(host, road.OTHER_DRIVER)
     road.wait_ready(host)
     road.configure(host, road.configuration(stage=_STAGE))
     wait_loaded(host, road.DRIVER)

@@ -127,6 +127,8 @@ def test_another_driver_waits_for_the_reboot_and_names_who_holds_the_old_one(
     host.run("systemd-run", "-q", "--unit=training", "/usr/bin/python3", "-c", training, check=True)
     opened = "ls -l /proc/$(systemctl show -P MainPID training)/fd | grep nvidia0"
     host.wait(lambda: host.run(opened).rc == 0, "the training uses the GPU")
+    # What the kernel would count for it.
+    host.kmod_busy("nvidia")
     road.publish(host, driver=road.OTHER_DRIVER)
     road.configure(host, road.configuration(road.OTHER_DRIVER))
     document = road.wait_phase(host, "pending-reboot")
@@ -148,6 +150,7 @@ def test_another_driver_waits_for_the_reboot_and_names_who_holds_the_old_one(
     document = road.wait_ready(host)
     assert document["driver"]["loaded"] == road.OTHER_DRIVER
     road.assert_never_early(host, starts=1)
+    host.kmod_busy("nvidia")
     road.configure(host, road.configuration())
     road.wait_phase(host, "pending-reboot")
     host.reboot()
