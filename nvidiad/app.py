@@ -67,6 +67,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
     from nvidiad.world.images import DockerImages, Timeouts
     from nvidiad.world.logind import Logind, NoShutdowns
+    from nvidiad.world.slots import Slots
     from nvidiad.world.units import NoUnits, SystemdUnits
     from nvidiad.world.upcoming import NextSystems
     from nvidiad.world.updates import NoUpdates, UpdateEngine
@@ -83,7 +84,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
             Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
         ),
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
-        next=NextSystems(root, stage.next_file, stage.next_command),
+        next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root) if bus else NoShutdowns(),
         activations=activations(root),
     )

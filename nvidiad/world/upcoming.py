@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes next: what files, a command and the other slot's kernel say of the OS that is booted next."""
+"""What comes next: what the other slot, a file or a command says of the OS that is booted next."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Transient
 from nvidiad.nouns.upcoming import StagedSystem
-from nvidiad.thought import kernel_image, parse
+from nvidiad.thought import parse
 from nvidiad.world import files, process
 
 if TYPE_CHECKING:
@@ -18,11 +18,20 @@ _SECONDS = 10.0
 _LIMIT = 1 << 16
 
 
+class Disk(Protocol):
+    """What knows the slots: world/slots."""
+
+    def staged(self) -> StagedSystem | None: ...
+
+
 class NextSystems:
     """The port of the same name."""
 
-    def __init__(self, root: Path, file: PurePosixPath | None, command: tuple[str, ...]) -> None:
+    def __init__(
+        self, root: Path, slots: Disk, file: PurePosixPath | None, command: tuple[str, ...]
+    ) -> None:
         self._root = root
+        self._slots = slots
         self._file = file
         self._command = command
 
@@ -31,21 +40,11 @@ class NextSystems:
         return (self._root / "run/reboot-required").exists()
 
     def slot(self) -> StagedSystem | None:
-        """The kernel of the other slot, by its boot image; None on hosts without slots.
+        """The OS in the slot that is booted next; None on hosts without slots.
 
         Raises NEXT_UNREADABLE.
         """
-        letter = kernel_image.other_slot(_text(self._root / "proc/cmdline"))
-        places = [self._root / f"boot/{name}/vmlinuz-{letter}" for name in ("coreos", "flatcar")]
-        image = next((place for place in places if place.exists()), None)
-        if not letter or image is None:
-            return None
-        try:
-            with image.open("rb") as file:
-                kernel = kernel_image.release(file.read(kernel_image.HEADER_BYTES))
-        except (OSError, ValueError) as error:
-            raise _unreadable(str(image), str(error)) from error
-        return StagedSystem("", kernel, f"'{image}'")
+        return self._slots.staged()
 
     def announced(self) -> StagedSystem | None:
         """What the configured file or command says; None where neither is configured, or has news.
@@ -89,10 +88,3 @@ def _unreadable(source: str, why: str) -> Transient:
         f"what comes next cannot be read from {source}: {why}",
         "Correct it; a reboot is held for it no longer than 'reboot.maximum'.",
     )
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -17,10 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvidiad.image.thought import gpt
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Progress
-from nvidiad.thought import parse
+from nvidiad.thought import gpt, parse
 from nvidiad.world import files, process
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import zlib
 
 import pytest
 
-from nvidiad.image.thought import gpt
-from nvidiad.image.thought.gpt import Partition
 from nvidiad.nouns.errors import Code, Permanent
+from nvidiad.thought import gpt
+from nvidiad.thought.gpt import Partition
 
 SIZE = 64 << 20
 LINUX = bytes.fromhex("af3dc60f838472478e793d69d8477de4")
@@ -47,7 +47,8 @@ def table(
 
 def test_reads_what_a_developer_container_has() -> None:
     found = gpt.partitions(bytes(table(ROOT)), SIZE, "disk.img")
-    assert found == (Partition(9, "ROOT", 2 << 20, 10 << 20),)
+    identity = "75757575-7575-7575-7575-757575757575"
+    assert found == (Partition(9, "ROOT", 2 << 20, 10 << 20, 0, identity),)
     assert gpt.root(found, "disk.img").offset == 2097152
 
 

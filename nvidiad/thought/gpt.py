@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+import uuid
 import zlib
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ class Partition(Value):
     label: str
     offset: int
     size: int
+    attributes: int = 0
+    """The 64 bits of its entry; those from 48 on mean what its type says."""
+    identity: str = ""
+    """Its own GUID, as PARTUUID= has it: in lower case."""
 
     def __str__(self) -> str:
         return f"{self.number}" + (f" ({self.label})" if self.label else "")
@@ -90,13 +95,14 @@ def root(found: Sequence[Partition], name: str) -> Partition:
 
 
 def _partition(number: int, entry: bytes, size: int, name: str) -> Partition:
-    _, _, first, last, _, label = _ENTRY.unpack_from(entry)
+    _, unique, first, last, attributes, label = _ENTRY.unpack_from(entry)
     if last < first:
         raise _invalid(name, f"has a partition {number} that ends before it begins")
     if (last + 1) * BLOCK > size:
         raise _invalid(name, f"has {size} bytes, but its partition {number} ends at {(last + 1) * BLOCK}")
     text = label.decode("utf-16-le", "replace").partition("\0")[0]
-    return Partition(number, text, first * BLOCK, (last + 1 - first) * BLOCK)
+    identity = str(uuid.UUID(bytes_le=unique))
+    return Partition(number, text, first * BLOCK, (last + 1 - first) * BLOCK, attributes, identity)
 
 
 def _invalid(name: str, fault: str) -> Permanent:
