@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nvidiad.nouns.errors import Failure
+    from nvidiad.verbs.ports import Bus
 
 OK, FAILED, USAGE, NOT_RUNNING, NOT_READY = range(5)
 WAIT = 75
@@ -156,6 +157,19 @@ def _colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+def _bus(root: Path) -> Bus | None:
+    """The system bus of this host; who looks at another one, or has none, goes without units and logind."""
+    from nvidiad import app
+
+    if str(root) != "/":
+        return None
+    try:
+        return app.connect()
+    except _failures() as failure:
+        print(f"nvidiad: {failure.sentence}, going on without it", file=sys.stderr)
+        return None
+
+
 def _reconcile(options: argparse.Namespace) -> int:
     from nvidiad.rim import client
 
@@ -168,20 +182,13 @@ def _plan(options: argparse.Namespace) -> int:
     import time
 
     from nvidiad import __version__, app
-    from nvidiad.nouns.errors import Failure
     from nvidiad.thought import planner
     from nvidiad.thought.activation import activate
     from nvidiad.thought.document import document
     from nvidiad.verbs.observer import observe
 
     settings = app.read_settings(options.config)
-    bus = None
-    if str(options.root) == "/":
-        try:
-            bus = app.connect()
-        except Failure as failure:
-            print(f"nvidiad: {failure.sentence}, planning without units", file=sys.stderr)
-    ports = app.all_ports(settings, options.root, bus)
+    ports = app.all_ports(settings, options.root, _bus(options.root))
     facts = observe(ports, settings)
     now = time.time()
     plan = planner.decide(facts, settings, ports.driver.memories.read(), now)
@@ -208,12 +215,19 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    import time
+
     from nvidiad import app
     from nvidiad.nouns.model import Kind
+    from nvidiad.thought import planner
     from nvidiad.thought.render import table
+    from nvidiad.verbs.observer import observe
 
     settings = app.read_settings(options.config)
-    ports = app.driver_ports(settings, options.root)
+    all_ports = app.all_ports(settings, options.root, _bus(options.root))
+    ports, facts = all_ports.driver, observe(all_ports, settings)
+    stages = planner.decide(facts, settings, ports.memories.read(), time.time()).stages
+    staged = {stage.tree for stage in stages}
     current = [ports.trees.current(kind) for kind in Kind]
     trees = [tree for kind in Kind for tree in ports.trees.list(kind)]
     loaded = {module.name: module.version for module in ports.modules.loaded()}.get("nvidia")
@@ -224,6 +238,7 @@ def _list(options: argparse.Namespace) -> int:
         marks = [
             *(["current"] if tree.path in current else []),
             *(["loaded"] if build.driver == loaded and build.kernel == kernel else []),
+            *(["staged"] if tree.path in staged else []),
         ]
         rows.append(
             (
@@ -311,7 +326,7 @@ def _gc(options: argparse.Namespace) -> int:
     from nvidiad.verbs.observer import look_at_cuda, observe
 
     settings = app.read_settings(options.config)
-    ports = app.all_ports(settings, options.root, app.connect() if str(options.root) == "/" else None)
+    ports = app.all_ports(settings, options.root, _bus(options.root))
     gone = expendable(observe(ports, settings), settings, ports.driver.memories.read())
     for tree in (*gone, *cuda.expendable(look_at_cuda(ports.driver), cuda.wanted(settings))):
         if not options.dry_run:
@@ -336,7 +351,7 @@ def _reboot_check(options: argparse.Namespace) -> int:
         if failure.code != "not-running":
             raise
         settings = app.read_settings(options.config)
-        ports = app.all_ports(settings, options.root, app.connect() if str(options.root) == "/" else None)
+        ports = app.all_ports(settings, options.root, _bus(options.root))
         facts, now = observe(ports, settings), time.time()
         memory = planner.notice(ports.driver.memories.read(), facts, settings)
         said = planner.decide(facts, settings, memory, now).verdict

@@ -51,8 +51,10 @@ def trial_key(tree: Tree) -> str:
 def given_up(facts: DriverFacts, settings: Settings) -> Attempt | None:
     """The failed activations of the configured tree, once they are as many as the configuration allows."""
     tree = tree_of(facts, configured(facts, settings))
-    if tree is None:
-        return None
+    return _exhausted(tree, facts, settings) if tree else None
+
+
+def _exhausted(tree: Tree, facts: DriverFacts, settings: Settings) -> Attempt | None:
     key = trial_key(tree)
     trial = next((trial for trial in facts.trials if trial.reference == key), None)
     return trial if trial and trial.count >= settings.driver.attempts else None
@@ -71,6 +73,8 @@ def fallback(facts: DriverFacts, settings: Settings) -> Tree | None:
         tree
         for tree in facts.trees
         if tree.build.driver != build.driver
+        # Where that one does not come up either, it is not the driver's fault.
+        and _exhausted(tree, facts, settings) is None
         and (tree.build.os_version, tree.build.kernel, tree.build.product)
         == (build.os_version, build.kernel, build.product)
     ]

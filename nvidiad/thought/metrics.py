@@ -109,6 +109,32 @@ def _states(document: Mapping[str, object]) -> Iterator[Family]:
         "Driver builds on disk for the OS version that the host boots next.",
         [({}, sum(tree.get("staged") is True for tree in trees))] if driver else [],
     )
+    stages = _objects(document.get("stages"))
+    yield (
+        "nvidiad_stage",
+        "gauge",
+        "How far the driver of the OS version that comes next is; nothing where none comes.",
+        [({"driver": s.get("driver"), "os": s.get("version"), "state": s.get("state")}, 1) for s in stages],
+    )
+    reboot = _object(document.get("reboot"))
+    yield (
+        "nvidiad_reboot_may_go",
+        "gauge",
+        "Whether a reboot may go now.",
+        [({}, reboot.get("go") is True)] if reboot else [],
+    )
+    yield (
+        "nvidiad_reboot_held",
+        "gauge",
+        "Whether logind has a delay lock of nvidiad.",
+        [({}, reboot.get("held") is True)] if reboot else [],
+    )
+    yield (
+        "nvidiad_reboot_until_timestamp_seconds",
+        "gauge",
+        "At the latest then a reboot that is held goes.",
+        _some(reboot.get("until")),
+    )
     cuda = _object(document.get("cuda"))
     in_force = any(t.get("wanted") is t.get("current") is True for t in _objects(cuda.get("installed")))
     yield (

@@ -214,6 +214,25 @@ def test_a_driver_that_does_not_come_up_gives_way_to_the_last_known_good_and_com
     assert world.volatile.loaded["nvidia"] == "550.1"
 
 
+def test_where_no_driver_comes_up_it_is_no_drivers_fault_and_the_configured_one_is_tried_on() -> None:
+    world = in_force("[driver]\nattempts = 2")
+    world.settings = facts.settings('[driver]\nversion = "550.1"\nattempts = 2')
+    world.push(refused=True)
+    world.disk.refused[facts.TREE.path] = True
+    for _ in range(8):
+        status = look(world)
+        world.clock += 1000
+    assert status.wanted.driver == "550.1"
+    # Whatever it was is over.
+    world.disk.refused = dict.fromkeys(world.disk.refused, False)
+    for _ in range(3):
+        status = look(world)
+        world.clock += 1000
+    assert (status.phase, status.problem) == (Phase.READY, None)
+    assert world.volatile.loaded["nvidia"] == "550.1"
+    assert world.disk.trials.attempts[0].reference.startswith(facts.DRIVER)
+
+
 # -- another driver in place -------------------------------------------------------------------------
 
 
