@@ -203,9 +203,7 @@ class Stories(RuleBasedStateMachine):
         assert self.next
         host, version = self.host, self.next[0]
         hopeless = not self.registry or self.published.get(version) != "good"
-        road.wait_status(
-            host, lambda said: said["stages"] or said["os"]["version"] == version, "nvidiad knows of it"
-        )
+        road.wait_status(host, lambda said: said["stages"], "nvidiad knows of it")
         before, asked = host.boots, time.monotonic()
         host.run(REBOOT)
         host.wait_up(after=before, timeout=MAXIMUM + 60)
