@@ -52,7 +52,11 @@ class RebootFacts(Value):
     kind: str = ""
     """What was asked for (reboot, poweroff, ...), where this logind tells."""
     locksmith: str = ""
-    """The state of locksmithd, where it coordinates reboots: running, reboot-planned, disabled, ..."""
+    """The state of locksmithd, where it is alive and coordinates reboots: running, reboot-planned, ..."""
+    others: float = 0.0
+    """The seconds that logind would wait by its configuration without our file."""
+    fixed: bool = False
+    """Our file cannot change that: another one is read after it, and has the last word."""
 
 
 class NextSystem(Value):

@@ -72,12 +72,16 @@ def steps(
     logind = facts.reboot
     if logind is None:
         return ()
+    if logind.limit < logind.others and not logind.fixed:
+        # Somebody else, kubelet for one, asks for more since our file was written: it never lowers that.
+        return (RaiseDelay(logind.others),)
     hold = settings.reboot.inhibit and is_held(facts, found, stages, said)
     if logind.held and not hold:
         return (ReleaseReboot(said.reason),)
     if hold and not logind.held:
-        limit = max(settings.reboot.maximum, logind.limit)
-        raised = (RaiseDelay(limit),) if logind.limit < limit else ()
+        limit = max(settings.reboot.maximum, logind.others)
+        # Where another file has the last word, logind waits as long as that says.
+        raised = (RaiseDelay(limit),) if logind.limit < limit and not logind.fixed else ()
         return (*raised, HoldReboot(said.reason))
     mine = settings.reboot.automatic and logind.locksmith not in _COORDINATED
     if mine and found and found.staged and said.go and not logind.preparing:

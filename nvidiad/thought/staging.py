@@ -26,7 +26,7 @@ _COMING = frozenset(
 )
 # ResetStatus is silent, and so is a bootloader's table: while something comes the host is looked at often.
 POLL_SECONDS = 60.0
-_UPDATE, _REBOOT = "update ", "reboot"
+_UPDATE, _REBOOT, _TOLD = "update ", "reboot", "told by update_engine"
 
 
 def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
@@ -37,7 +37,9 @@ def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
     found: NextSystem | None = None
     if known.slot is not None:
         slot = known.slot
-        found = NextSystem(slot.version or version, slot.kernel, slot.source, staged=True)
+        # By its boot image alone it has no name; what was heard before goes with it, if the kernel fits.
+        told = slot.version or version or _last_seen(facts, memory)
+        found = NextSystem(told, slot.kernel, slot.source, staged=True)
     elif operation in _COMING and version:
         found = NextSystem(version, "", "update_engine", staged=False)
     elif known.announced is not None:
@@ -47,6 +49,10 @@ def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
         # After a restart update_engine knows no version; what it said before holds until the reboot.
         told = version or _last_seen(facts, memory)
         found = NextSystem(told, "", "update_engine", staged=True)
+    elif known.update is None and since(memory, facts, _TOLD) is not None:
+        # It restarts, hangs or refuses us: what it said holds until it says something else.
+        staged = reboot_since(memory, facts) is not None
+        found = NextSystem(_last_seen(facts, memory), "", "update_engine", staged=staged)
     return found if found and _is_other(found, facts) else None
 
 
@@ -79,13 +85,15 @@ def notice(memory: Memory, facts: HostFacts) -> Memory:
     wanted = [f"{_UPDATE}{found.version}"] if found and found.version else []
     wanted += [_REBOOT] if found and found.staged else []
     update = facts.next.update
-    # An update_engine that is away for a moment says nothing about the reboot that waits.
-    silent = found is None and update is None
+    operation = update.operation if update else ""
+    wanted += [_TOLD] if operation in _COMING or operation == NEED_REBOOT else []
+    # An update_engine that is away for a moment takes nothing back.
+    lasting = (_UPDATE, _REBOOT) if update is None else (_UPDATE, _REBOOT, _TOLD)
     kept = tuple(
         sighting
         for sighting in memory.sightings
         if sighting.boot_id == facts.driver.boot_id
-        and (silent or sighting.what in wanted or not sighting.what.startswith((_UPDATE, _REBOOT)))
+        and (sighting.what in wanted or not sighting.what.startswith(lasting))
     )
     known = {sighting.what for sighting in kept}
     new = tuple(Sighting(what, facts.driver.boot_id, facts.uptime) for what in wanted if what not in known)

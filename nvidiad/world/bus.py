@@ -49,6 +49,7 @@ class Connection:
 
         self._errors = dbusexc
         self._matches: dict[tuple[str, str], None] = {}
+        self._rules: set[str] = set()
         self._closed = False
         self._bus = dbuslib.DBus()
         try:
@@ -99,7 +100,10 @@ class Connection:
     def add(self, *matches: Match) -> None:
         """Receive these signals from now on."""
         for match in matches:
-            self.call(*_DAEMON, "AddMatch", match.rule)
+            # The bus daemon counts every one, and has a limit for each connection.
+            if match.rule not in self._rules:
+                self.call(*_DAEMON, "AddMatch", match.rule)
+                self._rules.add(match.rule)
             self._matches[match.interface, match.member] = None
 
     def drain(self) -> tuple[Signal, ...]:

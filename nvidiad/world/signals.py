@@ -36,6 +36,7 @@ class BusSignals:
             Match(_MANAGER, "JobRemoved", _SYSTEMD, _MANAGER_PATH),
             Match(f"{_UPDATE}.Manager", "StatusUpdate", _UPDATE, "/com/coreos/update1"),
             Match(_DAEMON, "NameOwnerChanged", _DAEMON, first_argument=_UPDATE),
+            Match(_DAEMON, "NameOwnerChanged", _DAEMON, first_argument=_LOGIN),
             Match(f"{_LOGIN}.Manager", "PrepareForShutdown", _LOGIN, "/org/freedesktop/login1"),
             *(Match(_PROPERTIES, "PropertiesChanged", _SYSTEMD, unit_path(unit)) for unit in units),
         )
@@ -62,6 +63,6 @@ class BusSignals:
             case "PrepareForShutdown":
                 return "a shutdown was asked for"
             case "NameOwnerChanged":
-                return "update_engine came or went"
+                return f"{signal.body[0] if signal.body else 'a name'} came or went"
             case _:
                 return "a unit changed"

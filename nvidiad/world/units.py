@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Progress, UnitState
 from nvidiad.verbs.ports import Match
-from nvidiad.world.files import atomic_write
+from nvidiad.world.files import atomic_write, make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ class SystemdUnits:
         self._run_job("StartUnit", name, wait=wait, tell=tell)
 
     def stop(self, name: str, *, tell: Callable[[Progress], None]) -> None:
-        """Stop a unit and wait until it is down."""
+        """Stop a unit and wait until it is down. Raises UNIT_FAILED."""
         self._run_job("StopUnit", name, wait=True, tell=tell)
 
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
@@ -82,13 +82,20 @@ class SystemdUnits:
         return tuple(found)
 
     def write_gates(self, names: tuple[str, ...]) -> None:
-        """Gate exactly these units: a drop-in each, none elsewhere, and let systemd read them."""
+        """Gate exactly these units: a drop-in each, none elsewhere, and let systemd read them.
+
+        No unit is started or stopped by that.
+        """
         for name in self.gates():
             if name not in names:
-                (self._configuration / f"{name}.d" / DROP_IN).unlink()
+                place = self._configuration / f"{name}.d"
+                (place / DROP_IN).unlink()
+                # Others may have drop-ins for this unit, too.
+                with contextlib.suppress(OSError):
+                    place.rmdir()
         for name in names:
             directory = self._configuration / f"{name}.d"
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directory(directory)
             atomic_write(directory / DROP_IN, GATE, mode=0o644)
         self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Reload")
 
@@ -141,27 +148,28 @@ class SystemdUnits:
                     raise
             self._subscribed = True
         self._bus.wait(0)
+        verb = method.removesuffix("Unit").lower()
         try:
             job = self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, method, name, "replace")
         except Failure as failure:
-            raise _refused(name, failure) from failure
+            raise _refused(verb, name, failure) from failure
         if wait:
-            result = self._wait_for(job, name, tell)
+            result = self._wait_for(job, verb, name, tell)
             if result != "done":
                 raise Transient(
                     Code.UNIT_FAILED,
-                    f"the {method.removesuffix('Unit').lower()} of {name} ended with '{result}'",
+                    f"the {verb} of {name} ended with '{result}'",
                     f"Read why: journalctl -b -u {name}",
                 )
 
-    def _wait_for(self, job: str, name: str, tell: Callable[[Progress], None]) -> str:
+    def _wait_for(self, job: str, verb: str, name: str, tell: Callable[[Progress], None]) -> str:
         end = time.monotonic() + _JOB_SECONDS
         while time.monotonic() < end:
             for signal in self._bus.wait(_TELL_SECONDS):
                 if signal.member == "JobRemoved" and signal.body[1] == job:
                     return str(signal.body[3])
-            tell(Progress("start-unit", f"waiting for {name}"))
-        raise Transient(Code.UNIT_FAILED, f"{name} did not come up within {_JOB_SECONDS} s")
+            tell(Progress(f"{verb}-unit", f"waiting for {name}"))
+        raise Transient(Code.UNIT_FAILED, f"the {verb} of {name} did not end within {_JOB_SECONDS} s")
 
 
 class NoUnits:
@@ -190,11 +198,13 @@ def _first(job: Any) -> Any:
     return job[0] if isinstance(job, list | tuple) else job
 
 
-def _refused(name: str, failure: Failure) -> Failure:
+def _refused(verb: str, name: str, failure: Failure) -> Failure:
     if "masked" in failure.sentence:
         return Permanent(Code.UNIT_MASKED, f"{name} is masked", f"systemctl unmask {name}")
     if failure.code is Code.BUS_LOST:
         return failure
     return Transient(
-        Code.UNIT_FAILED, f"{name} cannot be started: {failure.sentence}", f"systemctl status {name}"
+        Code.UNIT_FAILED,
+        f"systemd refuses the {verb} of {name}: {failure.sentence}",
+        f"systemctl status {name}",
     )

@@ -74,6 +74,19 @@ def test_the_driver_is_staged_as_soon_as_the_version_is_known_and_proven_before_
     assert world.disk.current == facts.TREE.path
 
 
+def test_a_slot_of_which_only_the_kernel_is_known_has_the_name_that_was_heard_before() -> None:
+    world = in_force()
+    world.push(BUILD)
+    world.volatile.update = COMING
+    look(world)
+    # A slot that cannot be mounted, and an update_engine that was restarted.
+    world.volatile.update = UpdateStatus(NEED_REBOOT, "", 0.0)
+    world.volatile.slot = StagedSystem("", KERNEL, "'/boot/flatcar/vmlinuz-b'")
+    status = look(world)
+    assert (stage(status).state, stage(status).next.version) == (StageState.PROVEN, NEXT)
+    assert go(status)
+
+
 def test_a_reboot_is_held_until_the_driver_is_there_and_no_longer_than_configured() -> None:
     world = in_force(AT_ONCE + "[reboot]\nmaximum = 100")
     world.volatile.update, world.volatile.slot = DONE, SLOT
@@ -174,6 +187,42 @@ def test_an_update_that_is_reset_is_forgotten() -> None:
     assert go(look(world))
     assert world.effects[-1] in ("release", "remember")
     assert world.disk.memory.sightings == ()
+
+
+def test_what_update_engine_said_holds_while_it_is_away_and_no_longer_than_configured() -> None:
+    world = in_force(AT_ONCE + "[reboot]\nmaximum = 100")
+    for told, waits in ((COMING, False), (DONE, True)):
+        world.volatile.update = told
+        look(world)
+        world.effects.clear()
+        world.volatile.update = None
+        status = look(world)
+        assert world.volatile.lock
+        assert stage(status).next.version == NEXT
+        assert go(status) is not waits
+        assert "release" not in world.effects
+    world.clock += 100
+    assert go(look(world))
+    assert not world.volatile.lock
+    # It is back, and has nothing.
+    world.volatile.update = UpdateStatus("UPDATE_STATUS_IDLE", "", 0.0)
+    status = look(world)
+    assert status.plan is not None
+    assert status.plan.stages == ()
+    assert world.disk.memory.sightings == ()
+
+
+def test_the_hold_of_an_update_that_was_taken_back_does_not_shorten_that_of_the_next_one() -> None:
+    world = in_force(AT_ONCE + "[reboot]\nmaximum = 100")
+    # No update_engine: a file says what comes.
+    world.volatile.slot = SLOT
+    assert not go(look(world))
+    world.clock += 100
+    assert go(look(world))
+    world.volatile.slot = None
+    assert go(look(world))
+    world.volatile.slot = SLOT
+    assert not go(look(world))
 
 
 def test_nvidiad_reboots_by_itself_where_it_is_asked_to() -> None:
@@ -277,3 +326,11 @@ def test_a_drain_that_takes_too_long_ends_and_the_change_waits_for_the_boot() ->
     status = look(world)
     assert status.phase is Phase.PENDING_REBOOT
     assert world.unit(KUBELET).active == "active"
+
+
+def test_what_others_want_of_logind_is_never_lowered_by_a_file_that_stays() -> None:
+    world = in_force()
+    world.volatile.others = 1200.0
+    look(world)
+    assert world.volatile.limit == 1200
+    assert "hold" not in world.effects

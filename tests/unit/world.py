@@ -163,6 +163,8 @@ class Boot:
     lock: bool = False
     """The delay lock is taken."""
     limit: float = 5.0
+    others: float = 5.0
+    """What logind waits for delay locks, and would without nvidiad's file."""
     asked: bool = False
     """A reboot was asked for, and waits for the lock."""
     rebooted: bool = False
@@ -698,7 +700,7 @@ class _Next(_Part):
 class _Shutdowns(_Part):
     def facts(self) -> RebootFacts | None:
         now = self.world.volatile
-        return RebootFacts(now.lock, now.limit, now.asked)
+        return RebootFacts(now.lock, now.limit, now.asked, others=now.others)
 
     def raise_limit(self, seconds: float) -> None:
         self.world.effect(f"limit {seconds:g}", lambda: setattr(self.world.volatile, "limit", seconds))
