@@ -52,7 +52,8 @@ bench: $(VENV)/.ready
 install:
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
 	$(DESTDIR)$(PREFIX)/bin/pip install --quiet .
-	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad $(DESTDIR)$(PREFIX)/bin/nvidiad-image
+	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad $(DESTDIR)$(PREFIX)/bin/nvidiad-image \
+	  $(DESTDIR)$(PREFIX)/bin/nvidiad-kubernetes
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"
 	tools/install-man.sh "$(DESTDIR)$(PREFIX)/share/man"
 

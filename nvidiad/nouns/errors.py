@@ -74,6 +74,9 @@ class Code(StrEnum):
     BUILD_FAILED = "build-failed"
     PROOF_FAILED = "proof-failed"
     PUSH_REFUSED = "push-refused"
+    # the cluster (nvidiad-kubernetes)
+    API_UNREACHABLE = "api-unreachable"
+    API_REFUSED = "api-refused"
     # the conversation with nvidiad itself
     NOT_RUNNING = "not-running"
     NOT_AUTHORIZED = "not-authorized"

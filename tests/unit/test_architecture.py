@@ -31,14 +31,19 @@ ROOMS = {
     "requests": {"world/dockerd.py"},
     "urllib3": {"world/dockerd.py", "world/registry.py", "image/world/fetch.py"},
     "cryptography": {"image/world/signing.py"},
+    "lightkube": {"kubernetes/world/cluster.py"},
+    "httpx2": {"kubernetes/world/cluster.py"},
 }
+# Programs of their own beside the daemon, with rings of their own.
+COMPANIONS = ("image", "kubernetes")
 # World rooms stand alone, but for those that start programs or handle files and archives, and the parts of
 # one thing.
 WORLD_SHARED = {"process", "files", "tar"}
 WORLD_PARTS = {
     "modules": {"holders", "kernel_log"},
     "mounts": {"kernel_log"},
-    "images": {"dockerd"},
+    "images": {"dockerd", "gateway", "registry", "repository"},
+    "gateway": {"registry", "repository"},
     "trees": {"inspection"},
     "repository": {"registry"},
     "engine": {"dockerd"},
@@ -49,9 +54,9 @@ WORLD_PARTS = {
 def row(names: Sequence[str]) -> int:
     """The row of a module by the folders below the package; the wiring is below all rings.
 
-    nvidiad-image has rings of its own, which may use those of the daemon.
+    A program beside the daemon has rings of its own, which may use those of the daemon.
     """
-    ring = next((name for name in names if name != "image"), "")
+    ring = next((name for name in names if name not in COMPANIONS), "")
     return RINGS.index(ring) if ring in RINGS else len(RINGS)
 
 
@@ -84,9 +89,11 @@ def test_imports_point_from_lower_rows_to_upper_rows(path: Path) -> None:
             assert allowed, f"{name(path)} imports {imported}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if "image" not in p.parts], ids=name)
-def test_the_daemon_imports_nothing_of_image_making(path: Path) -> None:
-    assert not any(imported.startswith("nvidiad.image") for imported in imports(path))
+@pytest.mark.parametrize("companion", COMPANIONS)
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_nobody_imports_a_program_beside_the_daemon(path: Path, companion: str) -> None:
+    if path.relative_to(PACKAGE).parts[0] != companion:
+        assert not any(imported.startswith(f"nvidiad.{companion}") for imported in imports(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -108,7 +115,7 @@ def test_world_rooms_do_not_know_each_other(path: Path) -> None:
     allowed = WORLD_SHARED | WORLD_PARTS.get(path.stem, set())
     for imported in imports(path):
         parts = imported.split(".")
-        for world in (["nvidiad", "world"], ["nvidiad", "image", "world"]):
+        for world in (["nvidiad", "world"], *(["nvidiad", companion, "world"] for companion in COMPANIONS)):
             if parts[: len(world)] == world and len(parts) > len(world):
                 assert parts[len(world)] in allowed, f"{name(path)} imports {imported}"
 
