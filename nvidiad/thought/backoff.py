@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.value import replace
@@ -19,8 +19,15 @@ def delay(count: int, *, initial: float, maximum: float, seed: str) -> float:
     one host still gives the same answer at every look.
     """
     ceiling = min(maximum, initial * 2.0 ** min(count - 1, 32))
-    share = zlib.crc32(f"{seed}:{count}".encode()) / 2**32
-    return ceiling * (0.5 + share / 2)
+    return ceiling * (0.5 + lot(f"{seed}:{count}") / 2)
+
+
+def lot(seed: str) -> float:
+    """A number from 0 on and below 1 that says nothing but whose it is, and is the same at every look.
+
+    Not a checksum: with CRC, hosts that came together once come together after every pause.
+    """
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6]) / 2**48
 
 
 def wait(attempt: Attempt, now: float, *, initial: float, maximum: float, seed: str) -> float:

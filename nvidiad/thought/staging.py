@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
@@ -238,7 +237,7 @@ def _spread(facts: HostFacts, settings: Settings, memory: Memory, found: NextSys
     """
     if facts.reboot and facts.reboot.preparing:
         return 0.0
-    share = zlib.crc32(f"{facts.driver.boot_id}{found.version}".encode()) / 2**32
+    share = backoff.lot(f"{facts.driver.boot_id}{found.version}")
     seen = since(memory, facts, f"{_UPDATE}{found.version}")
     due = (facts.uptime if seen is None else seen) + settings.stage.spread * share
     asked = reboot_since(memory, facts) if found.staged else None
