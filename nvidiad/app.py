@@ -67,6 +67,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
     from nvidiad.world.images import DockerImages, Timeouts
     from nvidiad.world.logind import Logind, NoShutdowns
+    from nvidiad.world.notify import Store
     from nvidiad.world.slots import Slots
     from nvidiad.world.units import NoUnits, SystemdUnits
     from nvidiad.world.upcoming import NextSystems
@@ -85,7 +86,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
         ),
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
-        shutdowns=Logind(bus, root) if bus else NoShutdowns(),
+        shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
         activations=activations(root),
     )
 
@@ -212,6 +213,7 @@ def run_daemon(configuration: Path, root: Path) -> int:
 
 async def _serve(configuration: Path, root: Path, log: Log) -> int:
     import random
+    import socket
 
     from nvidiad import __version__
     from nvidiad.rim.board import Board
@@ -219,9 +221,13 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
     from nvidiad.rim.server import Server
     from nvidiad.thought import render
     from nvidiad.verbs.reconcile import Reconciler
-    from nvidiad.world.notify import ServiceManager, inherited_sockets
+    from nvidiad.world.logind import LOCK, Logind
+    from nvidiad.world.notify import ServiceManager, inherited
 
     bus = connect()
+    handed = inherited(os.environ, os.getpid())
+    if LOCK in handed:
+        Logind.adopt(handed[LOCK])
     cache: dict[str, tuple[Settings, Ports]] = {}
 
     def ports_for(settings: Settings) -> Ports:
@@ -257,9 +263,9 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
         board.snapshot, lambda reason: daemon.poke(reason, forced=True), log=log, version=__version__
     )
     board.listen(server.changed)
-    sockets = inherited_sockets(os.environ, os.getpid())
+    listening = socket.socket(fileno=handed["varlink"]) if "varlink" in handed else None
     try:
-        await server.start(sockets.get("varlink") or root / RUNTIME / "io.nvidiad")
+        await server.start(listening or root / RUNTIME / "io.nvidiad")
     except OSError as error:
         raise Permanent(Code.INTERNAL, f"cannot serve on the socket: {error}") from error
     try:

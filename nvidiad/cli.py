@@ -338,6 +338,7 @@ def _gc(options: argparse.Namespace) -> int:
 def _reboot_check(options: argparse.Namespace) -> int:
     """Asks the daemon; without one it looks itself, so that a stopped daemon holds no reboot for ever."""
     import time
+    from contextlib import suppress
 
     from nvidiad import app
     from nvidiad.nouns.errors import Failure
@@ -353,7 +354,12 @@ def _reboot_check(options: argparse.Namespace) -> int:
         settings = app.read_settings(options.config)
         ports = app.all_ports(settings, options.root, _bus(options.root))
         facts, now = observe(ports, settings), time.time()
-        memory = planner.notice(ports.driver.memories.read(), facts, settings)
+        before = ports.driver.memories.read()
+        memory = planner.notice(before, facts, settings)
+        if memory != before and str(options.root) == "/":
+            # Nobody else counts how long the reboot waits; who may not write this down asks in vain.
+            with suppress(Failure):
+                ports.driver.memories.write(memory)
         said = planner.decide(facts, settings, memory, now).verdict
         go, reason, until = said.go, said.reason, said.until
     go = go or (until is not None and time.time() >= until)

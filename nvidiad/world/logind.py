@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from nvidiad.nouns.errors import Code, Failure, Transient
 from nvidiad.nouns.upcoming import RebootFacts
@@ -24,12 +24,21 @@ INTERFACE = f"{NAME}.Manager"
 _OWNER = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "NameHasOwner")
 _SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 WHO = "nvidiad"
+LOCK = "delay-lock"
+"""The lock's name where it outlives this process."""
 _HANGUP = 1
 # logind reads its configuration after the signal, in its own time.
 _READ_SECONDS = 5.0
 _ASK_SECONDS = 0.05
 # The most important one first; the last is for a /lib that is not part of /usr.
 _PLACES = ("etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd", "lib/systemd")
+
+
+class Keeper(Protocol):
+    """Where a descriptor outlives this process: with the service manager."""
+
+    def put(self, name: str, descriptor: int) -> None: ...
+    def remove(self, name: str) -> None: ...
 
 
 class Logind:
@@ -39,9 +48,15 @@ class Logind:
     # nobody knows of any more would hold the reboot to the end.
     _lock: ClassVar[int | None] = None
 
-    def __init__(self, bus: Bus, root: Path) -> None:
+    def __init__(self, bus: Bus, root: Path, keeper: Keeper | None = None) -> None:
         self._bus = bus
         self._root = root
+        self._keeper = keeper
+
+    @classmethod
+    def adopt(cls, lock: int) -> None:
+        """Go on with the lock of an earlier life, which was killed and took no waiting reboot with it."""
+        cls._lock = lock
 
     def facts(self) -> RebootFacts | None:
         """How logind and our lock stand; None where nobody is logind, or it does not answer.
@@ -101,11 +116,15 @@ class Logind:
             raise _refused("a delay lock, reboots are not held", failure) from failure
         self.release()
         Logind._lock = taken
+        if self._keeper:
+            self._keeper.put(LOCK, taken)
 
     def release(self) -> None:
         """Give the lock back; where a reboot waited for it, it goes."""
         if Logind._lock is not None:
             lock, Logind._lock = Logind._lock, None
+            if self._keeper:
+                self._keeper.remove(LOCK)
             os.close(lock)
 
     def reboot(self) -> None:
@@ -139,9 +158,9 @@ class Logind:
         return str(told.get("type", "")) if isinstance(told, dict) else ""
 
     def _is_listed(self) -> bool:
-        """Whether logind knows of our lock: look, do not remember."""
+        """Whether logind knows of our lock: look, do not remember. An earlier life had another pid."""
         found = self._bus.call(NAME, PATH, INTERFACE, "ListInhibitors")
-        return any((what, who, pid) == ("shutdown", WHO, os.getpid()) for what, who, _, _, _, pid in found)
+        return any((what, who) == ("shutdown", WHO) for what, who, *_ in found)
 
     def _others(self) -> Others:
         fragments: dict[str, str] = {}

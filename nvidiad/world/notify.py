@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications to the service manager (sd_notify(3)), its watchdog, and the sockets that it hands over."""
+"""Notifications to the service manager (sd_notify(3)), its watchdog, and the descriptors it hands over."""
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,13 +53,38 @@ def _status(text: str) -> str:
     return "STATUS=" + " ".join(text.split())
 
 
-def inherited_sockets(environment: Mapping[str, str], pid: int) -> dict[str, socket.socket]:
-    """The sockets of sd_listen_fds(3), by their FileDescriptorName=; empty when there are none for us."""
+class Store:
+    """The service manager's store of descriptors: what is there outlives us, and our next life has it."""
+
+    def __init__(self, address: str) -> None:
+        # An empty one: no service manager listens, as in a run by hand.
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+
+    def put(self, name: str, descriptor: int) -> None:
+        # Not dropped when its other end goes away for a moment: whose it is says whether it is still good.
+        self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", descriptor)
+
+    def remove(self, name: str) -> None:
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def _send(self, lines: str, *descriptors: int) -> None:
+        if not self._address:
+            return
+        # Without it everything is as it was, but for a kill.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.connect(self._address)
+            socket.send_fds(notify, [lines.encode()], descriptors)
+
+
+def inherited(environment: Mapping[str, str], pid: int) -> dict[str, int]:
+    """The descriptors of sd_listen_fds(3) and of the store by name; none where they are not for us."""
     if environment.get("LISTEN_PID") != str(pid):
         return {}
     count = int(environment.get("LISTEN_FDS", "0"))
     names = environment.get("LISTEN_FDNAMES", "").split(":")
+    numbers = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count)
+    for number in numbers:
+        os.set_inheritable(number, False)  # noqa: FBT003 - by position only
     return {
-        (names[index] if index < len(names) else str(index)): socket.socket(fileno=_FIRST_DESCRIPTOR + index)
-        for index in range(count)
+        (names[index] if index < len(names) else str(index)): number for index, number in enumerate(numbers)
     }
