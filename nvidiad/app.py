@@ -83,6 +83,8 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
             f"unix://{settings.engine.socket}",
             auth_file,
             Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
+            root=root / settings.install.root.relative_to("/"),
+            bandwidth=stage.bandwidth,
         ),
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
@@ -253,7 +255,7 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
                 publish=publish,
                 stopping=stopping,
             ),
-            open_sources=_open_sources,
+            open_sources=lambda settings: _open_sources(settings, root),
             status_line=render.status_line,
             jitter=random.random,
             microseconds=lambda: time.monotonic_ns() // 1000,
@@ -274,15 +276,22 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
         await server.stop()
 
 
-def _open_sources(settings: Settings) -> Sequence[Source]:
+def _open_sources(settings: Settings, root: Path) -> Sequence[Source]:
     from nvidiad.thought.planner import watched_units
     from nvidiad.world.bus import Connection
+    from nvidiad.world.filewatch import FileWatch
     from nvidiad.world.gpu import Monitor
     from nvidiad.world.mountwatch import MountWatch
     from nvidiad.world.signals import BusSignals
     from nvidiad.world.units import unit_path
+    from nvidiad.world.upcoming import told_by
 
-    return (BusSignals(Connection(), watched_units(settings), unit_path), Monitor(), MountWatch())
+    return (
+        BusSignals(Connection(), watched_units(settings), unit_path),
+        Monitor(),
+        MountWatch(),
+        FileWatch(*told_by(root, settings.stage.next_file)),
+    )
 
 
 def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable[[Progress], None]) -> str:

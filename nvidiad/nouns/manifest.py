@@ -33,6 +33,8 @@ __all__ = ["SETUID", "Entry", "FileEntry", "LinkEntry", "Manifest"]
 
 SCHEMA = 1
 LABEL = "io.nvidiad."
+SIZE = f"{LABEL}size"
+"""The bytes of a tree's files, as its image says it before anything is pulled."""
 MAX_CHARACTERS = 16 << 20
 
 _ARCHITECTURE = re.compile(r"[0-9a-z_]{1,32}")
@@ -162,7 +164,10 @@ def _driver_head(manifest: Manifest) -> str:
 
 
 def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
-    """The labels of an image that brings this manifest, whose text has this digest."""
+    """The labels of an image that brings this manifest, whose text has this digest.
+
+    `size` came later than the others: an image without it only says less of the room that it needs.
+    """
     if manifest.kind is Kind.CUDA:
         return {
             f"{LABEL}schema": str(SCHEMA),
@@ -170,6 +175,7 @@ def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
             f"{LABEL}version": manifest.driver,
             f"{LABEL}minimum-driver": manifest.minimum_driver,
             f"{LABEL}manifest": sha256,
+            SIZE: str(manifest.size),
         }
     return {
         f"{LABEL}schema": str(SCHEMA),
@@ -181,6 +187,7 @@ def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
         f"{LABEL}kernel": manifest.kernel,
         f"{LABEL}vermagic": manifest.vermagic,
         f"{LABEL}manifest": sha256,
+        SIZE: str(manifest.size),
     }
 
 

@@ -76,6 +76,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
     "stage": {
         "enabled": values.switch,
         "spread": values.seconds(0, 86400),
+        "bandwidth": values.size,
         "next-file": values.optional_path,
         "next-command": values.command,
     },

@@ -69,6 +69,8 @@ class Stage(Value):
 
     enabled: bool = True
     spread: float = 300.0
+    bandwidth: int = 0
+    """Bytes a second, 0 for no limit."""
     next_file: PurePosixPath | None = None
     next_command: tuple[str, ...] = ()
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from docker.errors import APIError
 
     from docker import APIClient
+    from nvidiad.nouns.errors import Failure
 
 _PING = 5
 _REMOVAL = 30
@@ -47,6 +48,14 @@ class Expired(Exception):
 
 class Silent(Exception):
     """Nothing has come for the limit of silence."""
+
+
+class Unstarted(Exception):
+    """The engine would not make or start a container."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.sentence)
+        self.failure = failure
 
 
 class Dockerd:
@@ -135,8 +144,18 @@ class Conversation:
         body: SupportsRead[bytes] | None = None,
     ) -> Iterator[Stream]:
         """Send a body, if there is one, and read the answer as it comes; Silent and Expired say why not."""
-        with self._stream(path, params, headers, self._dockerd.timeouts.stall, body) as stream:
+        with self._stream(path, params, headers, self._dockerd.timeouts, body) as stream:
             yield stream
+
+    def about(self) -> dict[str, Any]:
+        """What the engine says of itself; nothing where it says nothing."""
+        import docker
+
+        try:
+            said: dict[str, Any] = self._api.info()
+        except docker.errors.APIError:
+            return {}
+        return said
 
     # -- images ------------------------------------------------------------------------------------
 
@@ -161,16 +180,28 @@ class Conversation:
             return None
         return image
 
+    def images(self) -> list[dict[str, Any]]:
+        """What the engine lists of the images that it has."""
+        found: list[dict[str, Any]] = self._api.images()
+        return found
+
     @contextmanager
-    def pull(self, repository: str, digest: str, auth: dict[str, str] | None) -> Iterator[Stream]:
+    def pull(
+        self, repository: str, digest: str, auth: dict[str, str] | None, limits: Timeouts
+    ) -> Iterator[Stream]:
         """The events of a pull; when the stream is closed before its end, the engine gives the pull up."""
         from docker.auth import encode_header
+
+        import docker
 
         # The digest goes where a tag would: with nothing there an engine pulls all tags of the repository.
         params: dict[str, str | int] = {"fromImage": repository, "tag": digest}
         headers = {"X-Registry-Auth": encode_header(auth).decode()} if auth else {}
-        with self._stream("/images/create", params, headers, self._dockerd.timeouts.stall) as stream:
-            yield stream
+        try:
+            with self._stream("/images/create", params, headers, limits) as stream:
+                yield stream
+        except docker.errors.APIError as error:
+            raise refusals.classify(error.status_code, _said(error), self._reference) from None
 
     # -- containers --------------------------------------------------------------------------------
 
@@ -189,7 +220,8 @@ class Conversation:
         import docker
 
         api = self._api
-        # Of 1024 and 500: an engine that cannot weigh a resource says so in a warning and goes on.
+        # Others have 1024 and 500. Under cgroup v2 that is a weight of 3 and 1, where others have 100. Said
+        # here, not later: one runtime (crun 1.8) ends a container whose weights are changed.
         host = api.create_host_config(
             privileged=True,
             binds=["/:/rootfs"],
@@ -210,15 +242,16 @@ class Conversation:
     @contextmanager
     def follow(self, container: str, *, running: bool) -> Iterator[tuple[Iterator[str], Stream]]:
         """Start a container, unless it is running: the lines that it prints, and the stream with its end."""
-        limit = self._dockerd.timeouts.total
+        # An installer may be silent for as long as it takes.
+        limits = Timeouts(self._dockerd.timeouts.connect, *[self._dockerd.timeouts.total] * 2)
         place = f"/containers/{container}"
         outcome: dict[str, str | int] = {"condition": "removed"}
         output: dict[str, str | int] = {"stream": 1, "stdout": 1, "stderr": 1, "logs": int(running)}
         # Both before the start, as `docker run` does it: soon after, the container may be removed.
         with (
             self._starting(),
-            self._stream(f"{place}/wait", outcome, {}, limit) as end,
-            self._stream(f"{place}/attach", output, {}, limit) as printed,
+            self._stream(f"{place}/wait", outcome, {}, limits) as end,
+            self._stream(f"{place}/attach", output, {}, limits) as printed,
         ):
             if not running:
                 self._api.start(container)
@@ -258,7 +291,7 @@ class Conversation:
         try:
             yield
         except docker.errors.APIError as error:
-            raise refusals.start_failure(_said(error), self._reference) from None
+            raise Unstarted(refusals.start_failure(_said(error), self._reference)) from None
 
     # -- streams -----------------------------------------------------------------------------------
 
@@ -268,18 +301,18 @@ class Conversation:
         path: str,
         params: dict[str, str | int],
         headers: dict[str, str],
-        silence: float,
+        limits: Timeouts,
         body: SupportsRead[bytes] | None = None,
     ) -> Iterator[Stream]:
-        """An answer read as it comes, within the total limit and with no pause longer than `silence`."""
+        """An answer read as it comes, within the total limit and with no longer silence than allowed."""
         import requests
         import urllib3
 
         import docker
 
-        api, limits = self._api, self._dockerd.timeouts
+        api = self._api
         url = f"{api.base_url}/v{api.api_version}{path}"
-        timeout = (limits.connect, min(silence, limits.total))
+        timeout = (limits.connect, min(limits.stall, limits.total))
         begun = time.monotonic()
         stream: Stream | None = None
         try:

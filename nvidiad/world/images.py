@@ -8,22 +8,29 @@ knows no time limit, so the events are read here.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Progress
-from nvidiad.nouns.value import replace
+from nvidiad.nouns.value import Value, replace
+from nvidiad.thought import provision, refusals
 from nvidiad.thought import pull as pulling
-from nvidiad.thought import refusals
-from nvidiad.world.dockerd import Dockerd, Expired, Silent, Timeouts
+from nvidiad.thought.provision import Place
+from nvidiad.world.dockerd import Dockerd, Expired, Silent, Timeouts, Unstarted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
+    from nvidiad.thought.distribution import Document
+    from nvidiad.thought.provision import Contents
+    from nvidiad.thought.pull import Reference
     from nvidiad.world.dockerd import Conversation
+    from nvidiad.world.repository import Repository
 
 __all__ = ["DockerImages", "Timeouts"]
 
@@ -31,14 +38,33 @@ ROOT = "/opt"
 """The install root that an image's installer takes by itself."""
 _TELL_EVERY = 0.25
 _LAST_LINES = 20
+# What is asked beside the engine must not cost much where only the engine has a way to the registry.
+_BESIDE = 3
+# An engine opens three connections for the layers of an image, and tells of each after half a megabyte.
+_CONNECTIONS = 8
+_UNTOLD = 2 << 20
+# After these an engine would fail in the same way once more.
+_FINAL = frozenset({Code.ENGINE_LOST, Code.DISK_FULL, Code.READ_ONLY, Code.IMAGE_CORRUPT, Code.PULL_TIMEOUT})
 
 
 class DockerImages:
     """The port `Images` over Docker Engine's API."""
 
-    def __init__(self, socket: str, auth_file: Path | None, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        socket: str,
+        auth_file: Path | None,
+        timeouts: Timeouts | None = None,
+        *,
+        root: Path | None = None,
+        bandwidth: int = 0,
+    ) -> None:
         self._engine = Dockerd(socket, timeouts or Timeouts())
         self._auth_file = auth_file
+        self._root = root
+        """Where trees are installed: there must be room for them, too, before anything is fetched."""
+        self._bandwidth = bandwidth
+        """Bytes a second for what nobody waits for, 0 for no limit."""
 
     def resolve(self, reference: str) -> str:
         """The digest that a reference names in its registry now."""
@@ -50,7 +76,7 @@ class DockerImages:
             try:
                 digest = engine.remote_digest(auth)
             except Silent:
-                raise self._silence(engine, {}, reference) from None
+                raise self._silence(engine, {}, reference, self._engine.timeouts.stall) from None
         if not isinstance(digest, str) or not pulling.DIGEST.fullmatch(digest):
             raise refusals.failure(Code.PULL_FAILED, reference, "the engine named no digest")
         return digest
@@ -58,7 +84,10 @@ class DockerImages:
     def pull(
         self, reference: str, digest: str, tell: Callable[[Progress], None], *, gentle: bool = False
     ) -> None:
-        """Fetch this content by its digest: by tag, a failed pull would leave an older image to be found."""
+        """Fetch this content by its digest: by tag, a failed pull would leave an older image to be found.
+
+        A gentle one leaves bandwidth to others, where that can be done.
+        """
         name = pulling.parse_reference(reference)
         pinned = name.pinned(digest)
         with self._engine.talk(reference) as engine:
@@ -66,7 +95,19 @@ class DockerImages:
                 tell(Progress("pull-image", "already pulled"))
                 return
             auth = self._credentials(name.registry)
-            self._fetch(engine, reference, name.repository, digest, auth, tell)
+            # A gentle pull that ended too early may have left all that is heavy under a name of its own.
+            left = provision.begun(provision.held(engine.images()), digest)
+            if not left:
+                with self._beside(name, digest, auth) as seen:
+                    if seen is not None:
+                        self._check_room(engine, reference, seen)
+                    if gentle and self._bandwidth:
+                        left = self._trickle(engine, reference, seen, tell)
+            # After that, what is asked for is but the real name.
+            self._fetch(engine, reference, name.repository, digest, auth, _untold if left else tell)
+            if left:
+                with suppress(Failure):  # it goes with the image itself, at the latest
+                    engine.forget(f"{left}@{digest}")
             image = engine.image(pinned)
         digests = (image or {}).get("RepoDigests") or []
         if not any(held.endswith(f"@{digest}") for held in digests):
@@ -82,9 +123,15 @@ class DockerImages:
         return {str(key): str(value) for key, value in labels.items()}
 
     def discard(self, reference: str, digest: str) -> None:
-        """Let the engine forget an image whose tree is complete; one in use or with other names stays."""
+        """Let the engine forget an image whose tree is complete, and those that a killed nvidiad left.
+
+        One that a container uses or that somebody gave a tag stays.
+        """
+        name = pulling.parse_reference(reference)
         with self._engine.talk(reference) as engine:
-            engine.forget(pulling.parse_reference(reference).pinned(digest))
+            held = provision.held(engine.images())
+            for each in provision.expendable(held, name.repository, digest):
+                engine.forget(each)
 
     def install(
         self,
@@ -106,19 +153,96 @@ class DockerImages:
         lines: deque[str] = deque(maxlen=_LAST_LINES)
         with self._engine.talk(reference) as engine:
             adopted = _adopt(engine, name, environment)
-            container = adopted or engine.create(pinned, name, environment, gentle=gentle)
+
+            def run(container: str) -> int:
+                try:
+                    with engine.follow(container, running=adopted is not None) as (printed, end):
+                        for line in printed:
+                            lines.append(line)
+                            tell(Progress("install-tree", line))
+                        return end.exit_status()
+                except (Expired, Silent):
+                    raise refusals.endless(reference, self._engine.timeouts.total) from None
+                finally:
+                    engine.remove(container)
+
             try:
-                with engine.follow(container, running=adopted is not None) as (printed, end):
-                    for line in printed:
-                        lines.append(line)
-                        tell(Progress("install-tree", line))
-                    status = end.exit_status()
-            except (Expired, Silent):
-                raise refusals.endless(reference, self._engine.timeouts.total) from None
-            finally:
-                engine.remove(container)
+                status = run(adopted or engine.create(pinned, name, environment, gentle=gentle))
+            except Unstarted as refused:
+                if adopted or not gentle:
+                    raise refused.failure from None
+                # A kernel that cannot weigh what the engine believes it can (no io.weight): then without.
+                try:
+                    status = run(engine.create(pinned, name, environment))
+                except Unstarted as again:
+                    raise again.failure from None
         if status != 0:
             raise refusals.exit_failure(status, list(lines), reference)
+
+    # -- beside the engine -------------------------------------------------------------------------
+
+    @contextmanager
+    def _beside(self, name: Reference, digest: str, auth: dict[str, str] | None) -> Iterator[_Seen | None]:
+        """The image as nvidiad itself sees it in its registry.
+
+        None where only the engine can ask: by a mirror, a proxy or an authority of its own.
+        """
+        from nvidiad.world.registry import Limits
+        from nvidiad.world.repository import Repository
+
+        patience = self._engine.timeouts
+        limits = Limits(min(patience.connect, _BESIDE), patience.stall, _CONNECTIONS, tries=1)
+        with closing(Repository(name.repository, auth, limits=limits)) as repository:
+            seen = None
+            with suppress(Failure):
+                seen = _see(repository, digest)
+            yield seen
+
+    def _check_room(self, engine: Conversation, reference: str, seen: _Seen) -> None:
+        """Refuse an image that the disk has no room for, as far as anybody knows what it needs and where."""
+        said = engine.about()
+        root = Path(str(said.get("DockerRootDir", "")))
+        wanted: dict[Path, int] = {}
+        # Without it that place is none of the engine's: it sees other directories than we do, or keeps its
+        # images elsewhere.
+        if root.is_absolute() and (root / str(said.get("Driver", "?"))).is_dir():
+            wanted[root] = provision.engine_needs(seen.parts.compressed, seen.tree)
+        if self._root is not None and seen.tree:
+            wanted[self._root] = seen.tree
+        places = [place for path, needed in wanted.items() if (place := _place(path, needed))]
+        if short := provision.shortage(reference, places):
+            raise short
+
+    def _trickle(
+        self, engine: Conversation, reference: str, seen: _Seen | None, tell: Callable[[Progress], None]
+    ) -> str:
+        """Have the engine fetch the image from a gateway; the repository that it is named by after that.
+
+        Empty where that cannot be: bandwidth is no reason to do without a driver.
+        """
+        from nvidiad.world.gateway import Gateway
+
+        why = "nvidiad itself does not get at the registry"
+        if seen is not None:
+            patience, rate = self._engine.timeouts, self._bandwidth
+            limits = Timeouts(
+                patience.connect,
+                patience.stall + _UNTOLD / rate,
+                patience.total + seen.parts.compressed / rate,
+            )
+            with Gateway(seen.repository, seen.document, rate) as gateway:
+                try:
+                    self._fetch(engine, reference, gateway.name, seen.document.digest, None, tell, limits)
+                except Failure as failure:
+                    if gateway.served or failure.code in _FINAL:
+                        raise gateway.problem or failure from None
+                    why = failure.sentence
+                else:
+                    return gateway.name
+        tell(Progress("pull-image", f"without a bandwidth limit: {why}; proceeding anyway"))
+        return ""
+
+    # -- the engine --------------------------------------------------------------------------------
 
     def _fetch(
         self,
@@ -128,12 +252,13 @@ class DockerImages:
         digest: str,
         auth: dict[str, str] | None,
         tell: Callable[[Progress], None],
+        limits: Timeouts | None = None,
     ) -> None:
-        limits = self._engine.timeouts
+        limits = limits or self._engine.timeouts
         layers: pulling.Layers = {}
         changed, told = time.monotonic(), -math.inf
         try:
-            with engine.pull(repository, digest, auth) as stream:
+            with engine.pull(repository, digest, auth, limits) as stream:
                 for event in stream.events():
                     error = pulling.event_error(event)
                     if error is not None:
@@ -150,12 +275,13 @@ class DockerImages:
         except Expired:
             raise refusals.overdue(reference, limits.total) from None
         except Silent:
-            raise self._silence(engine, layers, reference) from None
+            raise self._silence(engine, layers, reference, limits.stall) from None
         tell(replace(pulling.progress(layers), detail=f"{len(layers)} layers"))
 
-    def _silence(self, engine: Conversation, layers: pulling.Layers, reference: str) -> Failure:
+    def _silence(
+        self, engine: Conversation, layers: pulling.Layers, reference: str, seconds: float
+    ) -> Failure:
         """Whose it is: an engine that still answers has been waiting for the registry, or for its disk."""
-        seconds = self._engine.timeouts.stall
         if not engine.answers():
             return refusals.failure(Code.ENGINE_LOST, reference, f"silent for {seconds:g} s")
         return refusals.stalled(layers, seconds, reference)
@@ -182,3 +308,36 @@ def _adopt(engine: Conversation, name: str, environment: list[str]) -> str | Non
         return str(found["Id"])
     engine.remove(str(found["Id"]))
     return None
+
+
+class _Seen(Value):
+    """An image as its registry shows it to nvidiad."""
+
+    repository: Repository
+    document: Document
+    parts: Contents
+    """Of the image for this machine, where `document` is an index of several."""
+    tree: int
+    """The bytes of the tree in it, 0 where it does not say."""
+
+
+def _see(repository: Repository, digest: str) -> _Seen:
+    document = repository.manifest(digest)
+    inner = provision.manifest_for(document, os.uname().machine)
+    parts = provision.contents(repository.manifest(inner) if inner else document)
+    tree = provision.tree_size(repository.blob(parts.config)) if parts.config else 0
+    return _Seen(repository, document, parts, tree)
+
+
+def _place(path: Path, needed: int) -> Place | None:
+    """What is free where a directory is or will be; None where nobody can tell."""
+    there = next((one for one in (path, *path.parents) if one.is_dir()), path)
+    try:
+        free = os.statvfs(there)
+        return Place(str(path), there.stat().st_dev, free.f_bavail * free.f_frsize, needed)
+    except OSError:
+        return None
+
+
+def _untold(_: Progress) -> None:
+    """For what is no news."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import urllib.parse
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from nvidiad.thought import distribution, refusals
 from nvidiad.thought import pull as pulling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import urllib3
 
@@ -45,6 +46,15 @@ class Answer(Value):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class Flow(Value):
+    """What is coming back; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    read: Callable[[int], bytes]
+    """At most so many bytes more; none at the end."""
 
 
 class Request(Value):
@@ -83,13 +93,23 @@ class Registry:
 
     def ask(self, request: Request) -> Answer:
         """The answer, also one that refuses; asked again where the registry asks who we are."""
-        # Storage elsewhere has credentials of its own in the URL.
-        ours = request.url.startswith(f"{self.base}/")
-        known = self._authorizations.get(request.scope, "") if ours else ""
+        ours, known = self._known(request)
         answer = self._send(request, known)
         if answer.status == 401 and ours:
             answer = self._send(request, self._authorize(request, answer, known))
         return answer
+
+    @contextmanager
+    def flow(self, request: Request) -> Iterator[Flow]:
+        """As `ask`, but the answer is read while it comes: it may be of any size."""
+        ours, known = self._known(request)
+        with self._requested(request, known) as response:
+            refused = self._whole(request, response) if response.status == 401 and ours else None
+            if refused is None:
+                yield self._flow(request, response)
+                return
+        with self._requested(request, self._authorize(request, refused, known)) as response:
+            yield self._flow(request, response)
 
     def failure(self, code: Code, reference: str, detail: str) -> Failure:
         """A failure that names the registry in this module's words."""
@@ -101,6 +121,12 @@ class Registry:
             if self._opened is not None:
                 self._opened.clear()
                 self._opened = None
+
+    def _known(self, request: Request) -> tuple[bool, str]:
+        """Whether a request is for the registry itself, and what it knows us by."""
+        # Storage elsewhere has credentials of its own in the URL.
+        ours = request.url.startswith(f"{self.base}/")
+        return ours, self._authorizations.get(request.scope, "") if ours else ""
 
     # -- who we are ----------------------------------------------------------------------------------
 
@@ -151,6 +177,12 @@ class Registry:
     # -- requests ------------------------------------------------------------------------------------
 
     def _send(self, request: Request, authorization: str = "") -> Answer:
+        with self._requested(request, authorization) as response:
+            return self._whole(request, response)
+
+    @contextmanager
+    def _requested(self, request: Request, authorization: str) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The beginning of an answer; what is not read of it is not waited for."""
         import urllib3
 
         headers = dict(request.headers) | ({"Authorization": authorization} if authorization else {})
@@ -158,21 +190,37 @@ class Registry:
             response = self._pool().request(
                 request.method, request.url, headers=headers, body=request.body, preload_content=False
             )
-            try:
-                data = response.read(request.limit + 1)
-                # Only one that was read to its end can serve another request.
-                if len(data) > request.limit or response.read(1):
-                    detail = f"longer than the {request.limit} bytes that it may have"
-                    raise self.failure(Code.IMAGE_FOREIGN, request.what, detail)
-            except BaseException:
-                response.close()
-                raise
-            finally:
-                response.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._lost(error, request.what) from None
+        whole = False
+        try:
+            yield response
+            whole = response.closed
+        finally:
+            # Only a connection whose answer was read to its end can serve another request.
+            if not whole:
+                response.close()
+            response.release_conn()
+
+    def _whole(self, request: Request, response: urllib3.BaseHTTPResponse) -> Answer:
+        flow = self._flow(request, response, decode=True)
+        data = flow.read(request.limit + 1)
+        if len(data) > request.limit or flow.read(1):
+            detail = f"longer than the {request.limit} bytes that it may have"
+            raise self.failure(Code.IMAGE_FOREIGN, request.what, detail)
+        return Answer(response.status, flow.headers, data)
+
+    def _flow(self, request: Request, response: urllib3.BaseHTTPResponse, *, decode: bool = False) -> Flow:
+        import urllib3
+
+        def read(count: int) -> bytes:
+            try:
+                return response.read(count, decode_content=decode)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise self._lost(error, request.what) from None
+
         names = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, names, data)
+        return Flow(response.status, names, read)
 
     def _lost(self, error: Exception, what: str) -> Failure:
         """The failure behind a connection that could not be made or that broke."""
@@ -236,6 +284,8 @@ def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:
     }
     if base.startswith("https://"):
         context = ssl.create_default_context()
+        # Since Python 3.13 more is asked of an authority than engines ask, which take the same files.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         for authority in sorted(authorities.glob("*.crt")):
             context.load_verify_locations(authority)
         settings["ssl_context"] = context

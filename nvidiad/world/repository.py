@@ -7,6 +7,7 @@ The protocol is the OCI distribution specification's.
 from __future__ import annotations
 
 import urllib.parse
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from nvidiad.nouns import compatibility
@@ -19,10 +20,11 @@ from nvidiad.world import registry
 from nvidiad.world.registry import AT_MOST, AUTHORITIES, Answer, Limits, Registry, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from nvidiad.nouns.compatibility import Entry
+    from nvidiad.world.registry import Flow
 
 __all__ = ["CompatibilityLists", "Limits", "Repository"]
 
@@ -105,6 +107,13 @@ class Repository:
             raise refusals.failure(Code.IMAGE_CORRUPT, self._told(digest), "its content is not there")
         self._same(digest, distribution.digest_of(answer.body), digest)
         return answer.body
+
+    @contextmanager
+    def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
+        """Content as it comes, or a part of it (`bytes=100-`); nobody has checked its digest."""
+        headers = {"Range": part} if part else {}
+        with self._registry.flow(self._request("GET", f"/blobs/{digest}", digest, headers)) as flow:
+            yield flow
 
     def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> Descriptor:
         """Lay content down, unless it is there."""
@@ -217,6 +226,21 @@ class Repository:
         source: str = "",
         limit: int = AT_MOST,
     ) -> Answer:
+        made = self._request(method, place, what, headers, body, writing=writing, source=source, limit=limit)
+        return self._registry.ask(made)
+
+    def _request(
+        self,
+        method: str,
+        place: str,
+        what: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        *,
+        writing: bool = False,
+        source: str = "",
+        limit: int = AT_MOST,
+    ) -> Request:
         # A registry gives places as paths or as URLs, sometimes on another host.
         url = urllib.parse.urljoin(f"{self._registry.base}/", place)
         if place.startswith("/") and not place.startswith("/v2/"):
@@ -224,9 +248,7 @@ class Repository:
         scope = f"repository:{self._path}:{'pull,push' if writing else 'pull'}"
         if source:
             scope += f" repository:{distribution.path_of(source, self._registry.name)}:pull"
-        return self._registry.ask(
-            Request(method, url, self._told(what), scope, headers or {}, body, writing, limit)
-        )
+        return Request(method, url, self._told(what), scope, headers or {}, body, writing, limit)
 
     def _accepted(self, answer: Answer, what: str, *, writing: bool = True) -> Answer:
         if answer.status >= 400:

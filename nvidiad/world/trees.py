@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
-import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -28,6 +28,10 @@ LOCK = ".lock"
 
 STEP = "install-tree"
 BLOCK = 4096
+_IDENTITY = 16
+
+_ASIDE = f".old{naming.PARTIAL}"
+"""How the name of a tree ends that is moved aside for another one."""
 
 # What programs look for in ldconfig's cache; libfoo.so and libfoo.so.535.309.01 are not.
 _SONAME = re.compile(r"lib64/(lib[^/]+\.so\.[0-9]+)")
@@ -87,7 +91,7 @@ class Trees:
             return known[1]
         text = _manifest_text(path)
         manifest = manifests.parse(text)
-        self._known[tree] = (key, manifest, f"{zlib.crc32(text.encode()):08x}")
+        self._known[tree] = (key, manifest, hashlib.sha256(text.encode()).hexdigest()[:_IDENTITY])
         return manifest
 
     def verify(self, tree: str, build: Build) -> None:
@@ -136,6 +140,8 @@ class Trees:
             sentence = f"'{tree}' is current and is not removed"
             raise Permanent(Code.INTERNAL, sentence, "Select another tree first.")
         with files.explained(f"removing '{tree}'", Code.IMAGE_FAILED), self._locked(kind):
+            # While it is there: an older tree of this place, moved aside, would come back in its stead.
+            self._sweep(kind)
             partial = _partial(path)
             files.remove_tree(partial)
             path.rename(partial)
@@ -217,10 +223,31 @@ class Trees:
             yield
 
     def _sweep(self, kind: Kind) -> None:
-        """Remove what a killed installation or removal left; under the lock nobody works on it."""
+        """Remove what a killed installation or removal left; under the lock nobody works on it.
+
+        What was moved aside for a tree that never came is put back.
+        """
         for parent in self._parents(kind):
             for path in parent.glob(f".*{naming.PARTIAL}"):
-                files.remove_tree(path)
+                if not self._put_back(path):
+                    files.remove_tree(path)
+
+    def _put_back(self, path: Path) -> bool:
+        if not path.name.endswith(_ASIDE):
+            return False
+        target = path.with_name(path.name.removesuffix(_ASIDE).removeprefix("."))
+        if os.path.lexists(target) or not path.is_dir():
+            return False
+        try:
+            manifest = manifests.parse(_manifest_text(path))
+        except Failure:
+            return False
+        place = Path(naming.tree_path(PurePosixPath(self.root), manifest.build))
+        if place != target or any(inspection.faults(path, manifest, lambda _: None)):
+            return False
+        path.rename(target)
+        files.fsync_directory(target.parent)
+        return True
 
     def _refuse_in_use(self, target: Path) -> None:
         if self._loaded() and self.current() == str(target):
@@ -255,12 +282,12 @@ class Trees:
             if not os.path.lexists(target):
                 partial.rename(target)
             elif not files.exchange(partial, target):
-                aside = target.with_name(f".{target.name}.old{naming.PARTIAL}")
-                target.rename(aside)
+                target.rename(target.with_name(f".{target.name}{_ASIDE}"))
                 partial.rename(target)
             files.fsync_directory(target.parent)
         finally:
-            # What is there now is the old tree, or what failed.
+            # What is there now is the old tree, or what failed; after half of the two renames the old one
+            # comes back.
             self._sweep(manifest.kind)
 
 

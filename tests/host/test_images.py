@@ -6,183 +6,27 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
-import tempfile
-import threading
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.beds.common import CHECKOUT
-from tests.host.bed import Host
+from tests.host import engines
+from tests.host.engines import AUTH, BLOBS, DOCKERFILE, EVERYWHERE, NOWHERE, ONCE, PLAIN, TLS, Bed, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-# What an engine's words or its image store may make different is tried on all of them, the rest on one.
-EVERYWHERE = pytest.mark.parametrize("shared", ["bookworm", "trixie", "trixie-containerd"], indirect=True)
-ONCE = pytest.mark.parametrize("shared", ["trixie"], indirect=True)
-PLAIN, TLS, AUTH = "127.0.0.1:5000", "reg.test:5443", "reg.test:5444"
-NOWHERE = "sha256:" + "0" * 64
-BLOBS = "/var/registry/docker/registry/v2/blobs/sha256"
-# The real installer has tests of its own: this one only does what a test writes into /tmp/act on the host.
-DOCKERFILE = """FROM scratch
-COPY busybox /bin/sh
-COPY first /
-COPY second /
-LABEL io.nvidiad.driver={label}
-ENTRYPOINT ["/bin/sh", "-c", "echo . >>/rootfs/opt/runs; echo r=$NVIDIAD_ROOT; . /rootfs/tmp/act; echo end"]
-"""
-SCRIPT = """
-import json, sys, time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from nvidiad.nouns.errors import Failure
-from nvidiad.world.images import DockerImages, Timeouts
-
-task = json.loads(sys.argv[1])
-auth = Path(task["auth"]) if "auth" in task else None
-images = DockerImages(task["socket"], auth, Timeouts(5, task["stall"], task["total"]))
-told, out, begun = [], {"code": "", "sentence": "", "lines": []}, time.monotonic()
-
-
-def tell(progress):
-    told.append(progress.done)
-    if progress.step == "install-tree":
-        out["lines"].append(progress.detail)
-        print(progress.detail, file=sys.stderr, flush=True)
-
-
-def work():
-    out["digest"] = digest = task["digest"] or images.resolve(task["reference"])
-    if "pull" in task["verbs"]:
-        images.pull(task["reference"], digest, tell)
-    if "labels" in task["verbs"]:
-        out["labels"] = images.labels(task["reference"], digest)
-    if "install" in task["verbs"]:
-        images.install(task["reference"], digest, Path(task["root"]), tell)
-
-
-try:
-    # As the daemon does it: a worker that the interpreter waits for when it ends.
-    with ThreadPoolExecutor(1) as worker:
-        worker.submit(work).result()
-except Failure as failure:
-    out |= {"code": failure.code, "sentence": failure.sentence}
-    out |= {"remedy": failure.remedy, "retry": failure.retry}
-out |= {"seconds": time.monotonic() - begun, "told": len(told), "bytes": max([*told, 0])}
-print(json.dumps(out))
-"""
-
-
-@dataclass
-class Bed:
-    """A host whose engine has no images, the image that its registry has, and nvidiad's side of it."""
-
-    host: Host
-    store: str
-    digest: str
-    layer: str
-    """The digest of the image's largest layer."""
-    timers: list[threading.Timer] = field(default_factory=list)
-
-    def command(self, reference: str, *verbs: str, **task: Any) -> list[str]:
-        given: dict[str, Any] = {"reference": reference, "verbs": verbs, "digest": "", "root": "/opt"}
-        given |= {"socket": "/run/docker.sock", "stall": 10, "total": 60, **task}
-        return ["/opt/nvidiad/bin/python3", "/etc/bed/images.py", json.dumps(given)]
-
-    def act(self, reference: str, *verbs: str, **task: Any) -> dict[str, Any]:
-        """Let nvidiad's code act inside the host; its interpreter must end soon after the work does."""
-        result = self.host.run(*self.command(reference, *verbs, **task), timeout=120, check=True)
-        done: dict[str, Any] = result.json()
-        assert result.seconds < done["seconds"] + 8
-        return done
-
-    def installer(self, text: str) -> None:
-        self.host.write("/tmp/act", text + "\n")
-        self.host.path("/opt/runs").unlink(missing_ok=True)
-
-    def runs(self) -> int:
-        return len(self.host.read("/opt/runs").splitlines())
-
-    def containers(self) -> str:
-        return self.host.run("docker ps -aq", check=True).out
-
-    def images(self) -> list[str]:
-        shown = self.host.run(
-            "docker images -a --digests --format '{{.Repository}} {{.Digest}}'", check=True
-        ).out
-        return shown.splitlines()
-
-    def clean(self) -> None:
-        self.host.run(
-            "docker rm -f $(docker ps -aq); docker rmi -f $(docker images -aq); docker system prune -af"
-        )
-
-    def later(self, seconds: float, action: Callable[[], object]) -> None:
-        timer = threading.Timer(seconds, action)
-        self.timers.append(timer)
-        timer.start()
-
-    def forget(self) -> None:
-        """The containerd store keeps blobs and snapshots for a while after their image is removed."""
-        if self.store:
-            self.host.engine_stop()
-            self.host.systemctl("stop", "containerd.service")
-            self.host.run("rm -rf /var/lib/containerd/* /var/lib/docker/*", check=True)
-            self.host.engine_start()
-
-    @contextmanager
-    def slow_network(self) -> Iterator[None]:
-        """5 MB/s from the registries, so that there is a middle of a pull."""
-        self.forget()
-        self.host.run("tc qdisc add dev lo root tbf rate 40mbit burst 512k limit 8m", check=True)
-        try:
-            yield
-        finally:
-            for timer in self.timers:
-                timer.join()
-            self.host.run("tc qdisc del dev lo root", check=True)
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[Bed]:
-    suite, _, store = request.param.partition("-")
-    directory = Path(tempfile.mkdtemp(prefix="nvidiad-images-", dir="/var/tmp"))
-    host = Host(f"images-{os.getpid()}-{request.param}", suite, directory / "host")
-    # The engine's own five attempts take more than 80 seconds.
-    settings: dict[str, object] = {"max-download-attempts": 2}
-    if store:
-        settings["features"] = {"containerd-snapshotter": True}
-    try:
-        host.up(
-            gpu=False, update_engine=False, registries=("plain", "tls", "auth"), engine_settings=settings
-        )
-        host.put(CHECKOUT / "nvidiad", f"/opt/nvidiad/lib/{host.python}/site-packages/nvidiad")
-        host.write("/etc/bed/images.py", SCRIPT)
-        # These tests start and stop the engine more often than systemd takes for sane.
-        host.write("/etc/systemd/system/docker.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n")
-        host.systemctl("daemon-reload")
-        files = {"first": os.urandom(4 << 20), "second": os.urandom(32 << 20)}
-        digest = host.image(f"{PLAIN}/nv:1", files, DOCKERFILE.format(label="535.309.01"))
-        manifest = json.loads(host.read(f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"))
-        layer = max(manifest["layers"], key=lambda layer: layer["size"])["digest"]
-        yield Bed(host, store, digest, layer)
-    finally:
-        host.down()
-        shutil.rmtree(directory, ignore_errors=True)
+    with engines.running(request.param) as bed:
+        yield bed
 
 
 @pytest.fixture
 def bed(shared: Bed) -> Bed:
-    shared.clean()
-    shared.timers.clear()
-    shared.installer("")
-    return shared
+    return shared.fresh()
 
 
 # -- in health ----------------------------------------------------------------------------------------------
@@ -415,17 +259,6 @@ def test_an_engine_that_is_not_there_is_said_so(bed: Bed) -> None:
         bed.host.engine_start()
 
 
-@contextmanager
-def damaged(bed: Bed, digest: str, command: str) -> Iterator[None]:
-    """A blob of the registry with a command done to it; $f is the file."""
-    blob = f"{BLOBS}/{digest[7:9]}/{digest[7:]}/data"
-    bed.host.run(f"f={blob}; cp $f /var/tmp/kept; {command}", check=True)
-    try:
-        yield
-    finally:
-        bed.host.run(f"cp /var/tmp/kept {blob}", check=True)
-
-
 @EVERYWHERE
 @pytest.mark.parametrize(
     "command",
@@ -473,7 +306,8 @@ def test_a_failed_pull_never_gives_the_older_image_of_the_tag(bed: Bed) -> None:
 
 @EVERYWHERE
 def test_a_full_disk_of_the_engine_is_said_so(bed: Bed) -> None:
-    place = "/var/lib/containerd" if bed.store else "/var/lib/docker"
+    # Where nvidiad does not look before it lets the engine pull.
+    place = "/var/lib/containerd" if bed.store else "/var/lib/docker/overlay2"
     bed.host.engine_stop()
     bed.host.systemctl("stop", "containerd.service")
     bed.host.run(f"mount -t tmpfs -o size=20m tmpfs {place}", check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 from enum import StrEnum
@@ -190,7 +191,10 @@ def image_labels(tree: Path) -> dict[str, str]:
         manifest = manifests.parse(f'{head} "files": [\n{entry}\n]}}\n')
     except Failure:
         return {}
-    return manifests.labels(manifest, hashlib.sha256(text.encode()).hexdigest())
+    size = sum(int(found) for found in re.findall(r'"size": ([0-9]+)', text))
+    return manifests.labels(manifest, hashlib.sha256(text.encode()).hexdigest()) | {
+        manifests.SIZE: str(size)
+    }
 
 
 def spoil(tree: Path, fault: Fault) -> Path:

@@ -51,6 +51,7 @@ _BUILD_ARGUMENTS: Mapping[str, str] = {
     "io.nvidiad.kernel": "KERNEL",
     "io.nvidiad.vermagic": "VERMAGIC",
     "io.nvidiad.manifest": "MANIFEST",
+    "io.nvidiad.size": "SIZE",
 }
 
 _OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

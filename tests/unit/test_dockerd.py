@@ -90,9 +90,8 @@ def fake(tmp_path: Path) -> Iterator[Callable[..., DockerImages]]:
         answers: dict[str, Callable[[Handler], None]], stall: float = 2, total: float = 20
     ) -> DockerImages:
         path = tmp_path / "docker.sock"
-        handler = type(
-            "Answering", (Handler,), {"answers": {"/version": lambda h: h.say(VERSION), **answers}}
-        )
+        usual = {"/version": lambda h: h.say(VERSION), "/images/json": lambda h: h.say([])}
+        handler = type("Answering", (Handler,), {"answers": {**usual, **answers}})
         server = Server(str(path), handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

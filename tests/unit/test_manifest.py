@@ -183,8 +183,9 @@ def test_labels_name_the_build() -> None:
     assert set(labels) == {
         *("io.nvidiad.schema", "io.nvidiad.driver", "io.nvidiad.flavour", "io.nvidiad.product"),
         *("io.nvidiad.os.id", "io.nvidiad.os.version", "io.nvidiad.kernel", "io.nvidiad.vermagic"),
-        "io.nvidiad.manifest",
+        *("io.nvidiad.manifest", "io.nvidiad.size"),
     }
+    assert labels["io.nvidiad.size"] == str(GOOD.size)
     manifests.check_labels(labels, GOOD.build)
 
 

@@ -123,6 +123,7 @@ def test_labels_become_arguments_of_the_transport_image(tmp_path: Path) -> None:
         "KERNEL": KERNEL,
         "VERMAGIC": manifest.vermagic,
         "MANIFEST": digest,
+        "SIZE": str(manifest.size),
     }
 
 

@@ -85,6 +85,14 @@ def test_labels_are_those_of_the_manifest() -> None:
         Code.IMAGE_MISMATCH,
         f"label 'io.nvidiad.manifest' is '{'a' * 64}' and not '{'b' * 64}'",
     )
+    wrong(
+        proof.labels_check({**labels, "io.nvidiad.size": "1"}, MANIFEST, "a" * 64),
+        Code.IMAGE_MISMATCH,
+        "label 'io.nvidiad.size' is '1'",
+    )
+    # Made before there was this label.
+    del labels["io.nvidiad.size"]
+    assert proof.labels_check(labels, MANIFEST, "a" * 64).passed
     del labels["io.nvidiad.vermagic"]
     wrong(proof.labels_check(labels, MANIFEST, "a" * 64), Code.IMAGE_MISMATCH, "'io.nvidiad.vermagic' is ''")
 
