@@ -326,6 +326,23 @@ def test_partials_are_swept(bench: Bench) -> None:
     assert bench.tree.is_dir()
 
 
+def test_a_tree_moved_aside_for_one_that_never_came_is_put_back(bench: Bench) -> None:
+    bench.run(OK)
+    before = bench.target.stat().st_ino
+    bench.target.rename(bench.target.with_name(".3975.2.0.old.partial"))
+    bench.run(OK, "put back: '/opt/nvidia/535.309.01/3975.2.0'")
+    assert bench.target.stat().st_ino == before
+    bench.check()
+
+
+def test_a_damaged_tree_moved_aside_is_not(bench: Bench) -> None:
+    bench.run(OK)
+    spoil(bench.target, Fault.WRONG_HASH)
+    bench.target.rename(bench.target.with_name(".3975.2.0.old.partial"))
+    assert "put back" not in bench.run(OK)
+    bench.check()
+
+
 def test_no_room(bench: Bench) -> None:
     (bench.host / "opt").mkdir()
     script = f'mount -t tmpfs -o "$1" x {bench.host}/opt && exec {bench.shell} {INSTALL}'

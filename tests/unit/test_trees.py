@@ -137,6 +137,30 @@ def test_install_removes_what_a_killed_one_left(trees: Trees, tree: Path) -> Non
     assert [path.name for path in place.iterdir()] == ["3975.2.0"]
 
 
+def test_a_tree_moved_aside_for_one_that_never_came_is_put_back(trees: Trees, tree: Path) -> None:
+    """Killed between the two renames that replace a tree where names cannot be exchanged."""
+    installed = Path(trees.install(tree, quiet).path)
+    other = trees.install(source(tree.parent / "other", "3602.2.0"), quiet)
+    installed.rename(installed.with_name(".3975.2.0.old.partial"))
+    trees.remove(other.path)
+    trees.verify(str(installed), BUILD)
+    assert leftovers(trees.root) == []
+
+
+@pytest.mark.parametrize("why", ["damaged", "of another place", "not a tree"])
+def test_nothing_else_is_put_back(trees: Trees, tree: Path, why: str) -> None:
+    installed = Path(trees.install(tree, quiet).path)
+    other = trees.install(source(tree.parent / "other", "3602.2.0"), quiet)
+    if why == "damaged":
+        spoil(installed, Fault.WRONG_HASH)
+    if why == "not a tree":
+        (installed / "manifest.json").unlink()
+    name = ".3874.0.0.old.partial" if why == "of another place" else ".3975.2.0.old.partial"
+    installed.rename(installed.with_name(name))
+    trees.remove(other.path)
+    assert list(trees.root.glob("nvidia/*/*")) == []
+
+
 def test_install_replaces_no_tree_in_use(tree: Path, tmp_path: Path) -> None:
     loaded = False
     trees = Trees(tmp_path / "opt", loaded=lambda: loaded)
