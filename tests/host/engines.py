@@ -193,7 +193,9 @@ def running(kind: str) -> Iterator[Bed]:
         host.put(CHECKOUT / "nvidiad", f"/opt/nvidiad/lib/{host.python}/site-packages/nvidiad")
         host.write("/etc/bed/images.py", SCRIPT)
         # These tests start and stop the engine more often than systemd takes for sane.
-        host.write("/etc/systemd/system/docker.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n")
+        for unit in ("docker.service", "docker.socket", "containerd.service"):
+            often = f"/etc/systemd/system/{unit}.d/often.conf"
+            host.write(often, "[Unit]\nStartLimitIntervalSec=0\n")
         host.systemctl("daemon-reload")
         files = {"first": os.urandom(4 << 20), "second": os.urandom(32 << 20)}
         digest = host.image(f"{PLAIN}/nv:1", files, DOCKERFILE.format(label="535.309.01"))

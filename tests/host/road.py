@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.host import standins
 from tests.host.bed import Host
 from tests.host.machine import RELEASE, CommandError
 from tests.payload import builder, image
@@ -111,6 +112,16 @@ def install(host: Host, config: str | None = None) -> None:
     host.systemctl("stop", "kubelet.service")
     host.install_nvidiad(configuration() if config is None else config)
     witness(host, "kubelet.service")
+
+
+def killable(host: Host) -> None:
+    """Let nvidiad be killed at its steps, by a killer in its environment that the product knows not."""
+    site = f"/opt/nvidiad/lib/{host.python}/site-packages"
+    host.put(standins.SOURCES / "nvidiad_killer.py", f"{site}/nvidiad_killer.py")
+    host.write(f"{site}/nvidiad_killer.pth", "import nvidiad_killer; nvidiad_killer.arm()\n")
+    # The two seconds of the unit would be most of such a test.
+    host.write("/etc/systemd/system/nvidiad.service.d/bed.conf", "[Service]\nRestartSec=100ms\n")
+    host.systemctl("daemon-reload")
 
 
 def witness(host: Host, *units: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import pytest
 
 from nvidiad.nouns.steps import Step
-from tests.host import road, standins
+from tests.host import road
 from tests.host.machine import CommandError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tests.host.bed import Host
 
 KUBELET = "kubelet.service"
-# Restart quickly: the test is about what comes after, and the two seconds of the unit would be most of it.
-_AGAIN = "[Service]\nRestartSec=100ms\n"
 _SECONDS = 30.0
 
 
@@ -51,7 +49,7 @@ DAEMON = (
 ACTIVATION = (
     *(Kill("activate", "select-tree", at) for at in ("before", "change 1", "change 2", "after")),
     *(Kill("activate", "configure-linker", at) for at in ("change 1", "change 2", "after")),
-    *(Kill("activate", "refresh-linker-cache", at) for at in ("change 1", 0.005, "after")),
+    *(Kill("activate", "refresh-linker-cache", at) for at in ("change 1", 0.002, "after")),
     *(Kill("activate", "set-firmware-path", at) for at in ("change 1", "after")),
     *(Kill("activate", "load-host-modules", at) for at in ("after",)),
     *(Kill("activate", "load-module", at) for at in ("change 1", "after")),
@@ -65,7 +63,7 @@ DEACTIVATION = (
     *(Kill("deactivate", "remove-nodes", at) for at in ("before", "change 4", "after")),
     *(Kill("deactivate", "set-firmware-path", at) for at in ("change 1", "after")),
     *(Kill("deactivate", "configure-linker", at) for at in ("before", "after")),
-    *(Kill("deactivate", "refresh-linker-cache", at) for at in ("before", 0.005, "after")),
+    *(Kill("deactivate", "refresh-linker-cache", at) for at in ("before", 0.002, "after")),
 )
 # Everything is in force, and a node is gone.
 RELOAD = tuple(Kill("run", "reload-unit", at) for at in ("before", 0.1, "after"))
@@ -93,7 +91,7 @@ POWER = (
     Kill("run", "start-unit", "before"),
     Kill("activate", "select-tree", "change 2"),
     Kill("activate", "configure-linker", "change 2"),
-    Kill("activate", "refresh-linker-cache", 0.005),
+    Kill("activate", "refresh-linker-cache", 0.002),
     Kill("activate", "load-module", "after", 2),
     Kill("activate", "make-nodes", "change 4"),
     Kill("activate", "check-driver", "after"),
@@ -173,12 +171,9 @@ def strip(host: Host, *, trees: bool) -> None:
 
 
 def prepare(host: Host, config: str, *, bulk: int = 0) -> Victim:
-    """A host with a killer in nvidiad's virtual environment; the product does not know of it."""
+    """A host on which nvidiad can be killed at a step."""
     road.install(host, config)
-    site = f"/opt/nvidiad/lib/{host.python}/site-packages"
-    host.put(standins.SOURCES / "nvidiad_killer.py", f"{site}/nvidiad_killer.py")
-    host.write(f"{site}/nvidiad_killer.pth", "import nvidiad_killer; nvidiad_killer.arm()\n")
-    host.write("/etc/systemd/system/nvidiad.service.d/bed.conf", _AGAIN)
+    road.killable(host)
     road.publish(host, bulk=bulk)
     strip(host, trees=False)
     host.systemctl("start", "nvidiad.socket", "nvidiad.service")
