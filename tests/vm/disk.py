@@ -12,29 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.beds.common import CHECKOUT, cached, host_venv, require, run_checked
-from tests.vm import guest, initrd
-from tests.vm.kernels import Kernel, kernels
+from tests.vm import guest, initrd, usr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RELEASES = {"A": "3975.2.0", "B": "4081.2.0"}
-ROOT_MIB = 4096  # sparse: what a test does not write is not there
+    from tests.vm.usr import Slot
+
+RELEASES = usr.RELEASES
+# Sparse: what a test does not write is not there. A slot has room for an image that is not compressed.
+USR_MIB, ROOT_MIB = 1024, 4096
 MIB = 1 << 20
 
 _USR_TYPE = "5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6"  # Container Linux's own type and partition ids
 _ROOT_TYPE = "3884DD41-8582-4404-B9A8-E9B84F2DF50E"
-_USR_IDS = {"A": "7130C94A-213A-4E5A-8E26-6CCE9662F132", "B": "E03DD35C-7C2D-4A47-B3FE-27F15780A57C"}
+USR_IDS = {"A": "7130C94A-213A-4E5A-8E26-6CCE9662F132", "B": "E03DD35C-7C2D-4A47-B3FE-27F15780A57C"}
 SLOT_PARTITIONS = {"A": 3, "B": 4}
 _ROOT_PARTITION = 9
 
 
 @dataclass(frozen=True)
-class Slot:
-    """What one of the two slots boots."""
+class Place:
+    """A part of a disk, in bytes."""
 
-    kernel: Kernel
-    os_release: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,23 @@ class Disk:
     def initrd(self, slot: str) -> Path:
         return self.folder / f"initrd-{slot}"
 
+    def place(self, slot: str) -> Place:
+        """Where a slot's partition is."""
+        position = tuple(SLOT_PARTITIONS).index(slot)
+        return Place((1 + position * USR_MIB) * MIB, USR_MIB * MIB)
+
 
 @cache
 def disk() -> Disk:
     """The bed's disk: Container Linux with Debian's small kernels."""
-    return build({slot: Slot(kernel, _os_release(slot)) for slot, kernel in kernels().slots.items()})
+    return build(usr.slots())
 
 
 def build(slots: Mapping[str, Slot]) -> Disk:
     """A disk with these two slots, built when any of its inputs is new."""
     debian, venv = guest.tree(), host_venv(guest.SUITE)
     here = Path(__file__).parent
-    sources = [here / name for name in ("disk.py", "guest.py", "initrd.py", "init.sh")]
+    sources = [here / name for name in ("disk.py", "guest.py", "initrd.py", "init.sh", "usr.py")]
     sources += [CHECKOUT / "nvidiad/image/thought/cpio.py"]
     sources += sorted(path for path in guest.FILES.rglob("*") if path.is_file())
     texts = {str(path.relative_to(CHECKOUT)): path.read_text() for path in sources}
@@ -82,7 +89,10 @@ def build(slots: Mapping[str, Slot]) -> Disk:
 def _build(out: Path, debian: Path, venv: Path, slots: Mapping[str, Slot]) -> None:
     work = out / "work"
     work.mkdir()
-    images = {name: _usr(work, debian, name, slot) for name, slot in slots.items()}
+    images = {}
+    for name, slot in slots.items():
+        (work / name).mkdir()
+        images[name] = usr.pack(usr.tree(work / name, slot), work / f"{name}.img", "squashfs")
     root = work / "root"
     root.mkdir()
     guest.populate(root, debian, venv)
@@ -99,42 +109,15 @@ def _build(out: Path, debian: Path, venv: Path, slots: Mapping[str, Slot]) -> No
     shutil.rmtree(work)
 
 
-def _usr(work: Path, debian: Path, name: str, slot: Slot) -> Path:
-    """The squashfs of one slot: Debian's /usr with this slot's kernel modules and OS version."""
-    usr = work / f"usr-{name}"
-    run_checked(["cp", "-al", str(debian / "usr"), str(usr)], "linking /usr")
-    modules = work / f"modules-{name}"
-    initrd.copy_modules(slot.kernel, modules)
-    (modules / "lib/modules").rename(usr / "lib/modules")
-    (usr / "lib/os-release").unlink()  # a hard link into the cached tree: replaced, never written
-    (usr / "lib/os-release").write_text(slot.os_release)
-    (usr / "share/coreos").mkdir()
-    (usr / "share/coreos/update.conf").write_text("GROUP=stable\n")
-    image = work / f"usr-{name}.img"
-    packing = ["-comp", "zstd", "-Xcompression-level", "6", "-processors", "2"]
-    run_checked(["mksquashfs", str(usr), str(image), "-quiet", "-no-progress", *packing], "mksquashfs")
-    return image
-
-
-def _os_release(slot: str) -> str:
-    version = RELEASES[slot]
-    return (
-        'NAME="Flatcar Container Linux by Kinvolk"\nID=flatcar\nID_LIKE=coreos\n'
-        f"VERSION={version}\nVERSION_ID={version}\nBUILD_ID=bed\n"
-        f'PRETTY_NAME="nvidiad bed {version} (slot {slot})"\nFLATCAR_BOARD="amd64-usr"\n'
-    )
-
-
 def _assemble(image: Path, slots: dict[str, Path], root: Path) -> None:
     lines, start, places = ["label: gpt"], 1, []
     for slot, part in slots.items():
-        size = -(-part.stat().st_size // MIB)
         # As on a freshly installed host: A has priority 1 and is good, B is not bootable yet.
         attributes = ', attrs="GUID:48,56"' if slot == "A" else ""
-        ids = f"type={_USR_TYPE}, uuid={_USR_IDS[slot]}, name=USR-{slot}{attributes}"
-        lines.append(f"{SLOT_PARTITIONS[slot]}: start={start}MiB, size={size}MiB, {ids}")
+        ids = f"type={_USR_TYPE}, uuid={USR_IDS[slot]}, name=USR-{slot}{attributes}"
+        lines.append(f"{SLOT_PARTITIONS[slot]}: start={start}MiB, size={USR_MIB}MiB, {ids}")
         places.append((part, start))
-        start += size
+        start += USR_MIB
     lines.append(f"{_ROOT_PARTITION}: start={start}MiB, size={ROOT_MIB}MiB, type={_ROOT_TYPE}, name=ROOT")
     places.append((root, start))
     with image.open("wb") as file:

@@ -13,18 +13,20 @@ from nvidiad.image.thought import cpio
 from tests.beds.common import run_checked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.vm.kernels import Kernel
 
 INIT = Path(__file__).with_name("init.sh")
 # What Container Linux would have, as far as the bed can use it.
 WANTED = (
-    *("virtio*", "ext4", "overlay", "squashfs", "erofs", "loop", "fuse", "dm_mod", "configfs", "dummy"),
+    *("virtio*", "ext4", "btrfs", "overlay", "squashfs", "erofs", "loop", "fuse", "dm_mod", "configfs"),
     *("bridge", "br_netfilter", "veth", "nf_*", "nft_*", "nfnetlink*", "xt_*", "ip_tables", "iptable_*"),
-    *("crc32c*", "crct10dif*", "libcrc32c", "ipmi_msghandler", "ipmi_devintf"),
+    *("crc32c*", "crct10dif*", "libcrc32c", "ipmi_msghandler", "ipmi_devintf", "dummy"),
     *("drm", "drm_kms_helper", "ttm", "video", "i2c_core", "backlight"),
 )
+# Loaded for a slot that is one: at its start it measures which way to add up blocks is the fastest.
+_BTRFS = ("btrfs",)
 _EARLY = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "squashfs", "overlay", "virtio_console")
 
 
@@ -57,26 +59,26 @@ def copy_modules(kernel: Kernel, target: Path) -> None:
 
 def build(kernel: Kernel, busybox: Path, out: Path) -> None:
     """Write the initrd of a kernel."""
-    modules = list(_in_load_order(kernel))
     items = [cpio.directory(name) for name in ("bin", "proc", "sys", "dev", "sysroot", "ko")]
     items.append(cpio.file("bin/busybox", busybox.read_bytes(), 0o755))
-    listed = []
-    for path in modules:
-        data = (kernel.modules / path).read_bytes()
-        # busybox's insmod reads plain modules only.
-        name = f"ko/{module_name(path)}.ko"
-        items.append(cpio.file(name, lzma.decompress(data) if path.endswith(".xz") else data))
-        listed.append(f"/{name}\n")
-    items.append(cpio.file("modules", "".join(listed).encode()))
+    early = list(_in_load_order(kernel, _EARLY))
+    late = [path for path in _in_load_order(kernel, _BTRFS) if path not in early]
+    for listing, modules in (("modules", early), ("modules.btrfs", late)):
+        names = [f"ko/{module_name(path)}.ko" for path in modules]
+        for name, path in zip(names, modules, strict=True):
+            data = (kernel.modules / path).read_bytes()
+            # busybox's insmod reads plain modules only.
+            items.append(cpio.file(name, lzma.decompress(data) if path.endswith(".xz") else data))
+        items.append(cpio.file(listing, "".join(f"/{name}\n" for name in names).encode()))
     items.append(cpio.file("init", INIT.read_bytes(), 0o755))
     out.write_bytes(cpio.archive([*items, cpio.CONSOLE]))
 
 
-def _in_load_order(kernel: Kernel) -> Iterator[str]:
+def _in_load_order(kernel: Kernel, wanted: Sequence[str]) -> Iterator[str]:
     depends = _dependencies(kernel.modules)
     by_name = {module_name(path): path for path in depends}
     seen: set[str] = set()
-    for name in _EARLY:
+    for name in wanted:
         path = by_name.get(name)
         if path is None:
             continue  # built into this kernel

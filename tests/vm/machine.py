@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from tests.vm.disk import Disk
+    from tests.vm.disk import Disk, Place
 
 BOOT_TIMEOUT = 180.0  # some twelve times what a boot takes on an idle machine
 
@@ -160,6 +160,17 @@ class Machine:
     def running(self) -> bool:
         return self._process is not None
 
+    def fill_slot(self, slot: str, image: Path) -> None:
+        """Put an image into a slot while the machine is off, as whoever installs a host does."""
+        if self.running:
+            raise MachineError("a running guest would not see what is written under it")
+        place, size = self._disk.place(slot), image.stat().st_size
+        if size > place.size:
+            raise MachineError(f"{image} has {size} bytes, the slot {place.size}")
+        write = f"write -q -s {image} {place.offset} {size}"
+        zero = f"write -q -z -u {place.offset} {place.size}"
+        run_checked(["qemu-io", "-f", "qcow2", "-c", zero, "-c", write, str(self.overlay)], "qemu-io")
+
     def set_next_slot(self, slot: str) -> None:
         """What update_engine does at an update's end: the new slot gets the higher priority and a try."""
         other = "B" if slot == "A" else "A"
@@ -229,12 +240,13 @@ class Machine:
     def get(self, path: str) -> bytes:
         return self.agent.get(path)
 
-    def attach(self, file: Path) -> str:
+    def attach(self, file: Path, part: Place | None = None) -> str:
         """Plug a file in as a read-only disk and give its device path: for a big payload, some 40 MB/s.
 
-        Its size should be a multiple of 512 bytes; a tar file's is."""
+        Its size should be a multiple of 512 bytes; a tar file's is. With `part` it is that part of it."""
+        window = {"offset": part.offset, "size": part.size} if part else {}
         self.monitor.command(
-            "blockdev-add", **{"node-name": "payload", "driver": "raw", "read-only": True},
+            "blockdev-add", **{"node-name": "payload", "driver": "raw", "read-only": True, **window},
             file={"driver": "file", "filename": str(file)},
         )  # fmt: skip
         where = {"driver": "virtio-blk-pci", "id": "payload", "bus": qemu.PAYLOAD_PORT}
@@ -264,7 +276,14 @@ class Machine:
 
     def active_since(self, unit: str) -> float:
         """The guest's monotonic time in seconds at which a unit became active; 0 when it did not."""
-        return int(self.output(f"systemctl show -p ActiveEnterTimestampMonotonic --value {unit}")) / 1e6
+        return self._moment(unit, "ActiveEnterTimestampMonotonic")
+
+    def started(self, unit: str) -> float:
+        """The guest's monotonic time in seconds at which a unit's start began; 0 when it did not."""
+        return self._moment(unit, "InactiveExitTimestampMonotonic")
+
+    def _moment(self, unit: str, name: str) -> float:
+        return int(self.output(f"systemctl show -p {name} --value {unit}")) / 1e6
 
     def console(self) -> str:
         """What the latest boot printed on the serial console."""

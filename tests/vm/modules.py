@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 from tests.beds.common import cached, require, run_checked
@@ -14,7 +15,17 @@ SOURCES = Path(__file__).parent / "modules"
 NAMES = ("nvidia", "nvidia-uvm", "nvidia-modeset")
 
 
-def build(kernel: Kernel, driver_version: str) -> dict[str, Path]:
+class Fault(StrEnum):
+    """Why a driver does not come up, though it fits its kernel."""
+
+    NONE = ""
+    REFUSES = "REFUSES"
+    """nvidia ends its start with an error."""
+    PANICS = "PANICS"
+    """nvidia takes the kernel down."""
+
+
+def build(kernel: Kernel, driver_version: str, fault: Fault = Fault.NONE) -> dict[str, Path]:
     """The modules of one driver for one kernel, by name, as stripped .ko files in the cache."""
     sources = {path.name: path.read_text() for path in sorted(SOURCES.iterdir())}
 
@@ -23,7 +34,12 @@ def build(kernel: Kernel, driver_version: str) -> dict[str, Path]:
         require("gcc-12", "make", "libelf-dev", "kmod", "binutils")
         shutil.copytree(SOURCES, partial / "source")
         # Type information for BPF would want pahole and the kernel's own, and nobody here reads it.
-        flags = ["-j2", f"NV_VERSION={driver_version}", "CONFIG_DEBUG_INFO_BTF_MODULES="]
+        flags = [
+            "-j2",
+            f"NV_VERSION={driver_version}",
+            f"NV_FAULT={fault}",
+            "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        ]
         make = ["make", "-s", "-C", str(kernel.headers), f"M={partial / 'source'}", *flags, "modules"]
         run_checked(make, f"modules for {kernel.release}")
         for name in NAMES:
@@ -31,7 +47,7 @@ def build(kernel: Kernel, driver_version: str) -> dict[str, Path]:
             run_checked(["strip", "--strip-debug", "-o", str(partial / f"{name}.ko"), str(built)], "strip")
         shutil.rmtree(partial / "source")
 
-    folder = cached("vm-modules", [kernel.release, driver_version, sources], compile_all)
+    folder = cached("vm-modules", [kernel.release, driver_version, fault, sources], compile_all)
     return {name: folder / f"{name}.ko" for name in NAMES}
 
 

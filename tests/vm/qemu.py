@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.beds.common import cached, require, run_checked
+from tests.vm.disk import USR_IDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,8 +69,10 @@ def command_line(
         accelerator, model = "tcg,thread=single,tb-size=256", "max,la57=off,-avx,-avx2"
     else:
         accelerator, model = hardware.accelerator, "host"
-    partitions = f"root=PARTLABEL=ROOT mount.usr=PARTLABEL=USR-{slot}"
-    kernel_line = f"console=ttyS0 panic=-1 {partitions} {_QUIET} {hardware.append}"
+    # As Container Linux's boot loader writes it, without verity.
+    booted = f"BOOT_IMAGE=/flatcar/vmlinuz-{slot.lower()} mount.usr=PARTUUID={USR_IDS[slot].lower()}"
+    partitions = f"{booted} rootflags=rw mount.usrflags=ro root=LABEL=ROOT"
+    kernel_line = f"{partitions} console=ttyS0 panic=-1 {_QUIET} {hardware.append}"
 
     def chardev(name: str, more: str = "") -> list[str]:
         return ["-chardev", f"socket,id={name},path={sockets}/{name},server=on,wait=off{more}"]

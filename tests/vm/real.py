@@ -20,7 +20,7 @@ from nvidiad.thought.distribution import Descriptor
 from tests.beds.common import cached, require
 from tests.images import realdriver
 from tests.images.workshop import Workshop
-from tests.vm import disk, registry, road
+from tests.vm import disk, registry, road, usr
 from tests.vm.kernels import fetched
 from tests.vm.qemu import Hardware
 
@@ -89,7 +89,7 @@ def machine_disk() -> Disk:
     """Debian 12 twice: slot A with the kernel that the driver is built for, slot B with a later one."""
     names = {"A": KERNEL, "B": NEWER}
     kernels = dict(zip(names, fetched(*names.values()), strict=True))
-    return disk.build({name: disk.Slot(kernel, _os_release(name)) for name, kernel in kernels.items()})
+    return disk.build({name: usr.Slot(kernel, _os_release(name)) for name, kernel in kernels.items()})
 
 
 def _os_release(slot: str) -> str:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tests.payload import builder, image
 from tests.vm import modules, registry
 from tests.vm.disk import RELEASES
+from tests.vm.modules import Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from tests.vm.kernels import Kernel, Kernels
@@ -65,17 +66,18 @@ def payload(
     *,
     driver: str = DRIVER,
     compiled_for: Kernel | None = None,
+    fault: Fault = Fault.NONE,
     bulk: int = 0,
 ) -> Path:
     """A payload tree for a slot's OS release and a kernel; its modules may be compiled for another one."""
     release = RELEASES[slot]
     folder.mkdir(parents=True, exist_ok=True)
     return builder.payload(
-        folder / f"{slot}-{kernel.release}-{driver}",
+        folder / f"{slot}-{kernel.release}-{driver}{fault}",
         driver=driver,
         release=("flatcar", release),
         kernel=kernel.release,
-        modules=modules.build(compiled_for or kernel, driver),
+        modules=modules.build(compiled_for or kernel, driver, fault),
         bulk=bulk,
     )
 
@@ -142,6 +144,13 @@ def wait_text(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> Told:
 
 def wait_phase(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> dict[str, Any]:
     """Poll the status until it says this phase; fails with what it said last."""
+    return wait_status(vm, lambda said: said["phase"] == phase, phase, seconds)
+
+
+def wait_status(
+    vm: Machine, condition: Callable[[dict[str, Any]], bool], what: str, seconds: float = READY_SECONDS
+) -> dict[str, Any]:
+    """Poll the status until its document meets a condition; fails with what it said last."""
     end = time.monotonic() + seconds
     told = ""
     while time.monotonic() < end:
@@ -149,10 +158,21 @@ def wait_phase(vm: Machine, phase: str, seconds: float = READY_SECONDS) -> dict[
         told = done.out or done.err
         if done.out:
             document: dict[str, Any] = json.loads(done.out)
-            if document["phase"] == phase:
+            if condition(document):
                 return document
         time.sleep(POLL_SECONDS)
-    raise AssertionError(f"not {phase} within {seconds:.0f} s; last: {told}\n{vm.last_words()}")
+    raise AssertionError(f"not {what} within {seconds:.0f} s; last: {told}\n{vm.last_words()}")
+
+
+def stage(document: dict[str, Any]) -> dict[str, Any]:
+    """How far the driver of the next OS is; empty where none comes."""
+    found: dict[str, Any] = document["stages"][0] if document["stages"] else {}
+    return found
+
+
+def wait_stage(vm: Machine, state: str) -> dict[str, Any]:
+    """Until the driver of the next OS is so far; its part of the status."""
+    return stage(wait_status(vm, lambda said: stage(said).get("state") == state, f"the stage {state}"))
 
 
 def main_pids(vm: Machine, units: str = "kubelet nvidia-persistenced") -> list[str]:

@@ -4,25 +4,45 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.vm import road
+from tests.vm import demo, road, updater
 from tests.vm.disk import RELEASES
+from tests.vm.machine import Frozen, Machine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.vm.kernels import Kernels
-    from tests.vm.machine import Machine
 
 pytestmark = pytest.mark.vm
 
+# Instants of each of the two tests of looking ahead, and where they come from.
+CUTS = range(int(os.environ.get("NVIDIAD_VM_CUTS", "1")))
+SEED = os.environ.get("NVIDIAD_VM_SEED", "") or str(random.getrandbits(32))
 PARTIALS = "find /opt/nvidia -name '*.partial' 2>/dev/null; true"
 TREE = f"/opt/nvidia/{road.DRIVER}/{RELEASES['A']}"
+NEXT = f"/opt/nvidia/{road.DRIVER}/{RELEASES['B']}"
+# Every directory that has the place of a tree, and every complete tree, verified.
+TREES = """
+from pathlib import Path
+from nvidiad.world.trees import Trees
+trees = Trees(Path("/opt"))
+for tree in trees.list():
+    trees.verify(tree.path, tree.build)
+    print("complete", tree.path)
+for place in Path("/opt/nvidia").glob("[0-9]*/*"):
+    if not place.name.endswith(".partial"):
+        print("place", place)
+"""
 # The earliest that a booting guest's agent answers; activation comes after it.
 EARLY = "sysinit.target"
 
@@ -100,3 +120,114 @@ def test_power_cuts_during_activation(vm: Machine, bed_kernels: Kernels, tmp_pat
         cut_after(vm, "true", 3 * duration)  # activation is under way by itself
     vm.boot("A")
     check_converged(vm)
+
+
+def complete_trees(vm: Machine) -> set[str]:
+    """The trees on disk, each verified file by file; fails where something else lies in a tree's place."""
+    vm.put(TREES.encode(), "/tmp/trees.py")
+    found: dict[str, set[str]] = {"complete": set(), "place": set()}
+    for line in vm.output("/opt/nvidiad/bin/python3 /tmp/trees.py").splitlines():
+        kind, _, path = line.partition(" ")
+        found[kind].add(path)
+    assert found["place"] == found["complete"], found
+    return found["complete"]
+
+
+def check_in_force(vm: Machine) -> None:
+    """Ready with the driver of the slot that runs, and nothing half done left."""
+    road.wait_phase(vm, "ready")
+    demo.check(vm, vm.slot)
+    assert vm.run(f"{road.NVIDIAD} check").rc == 0
+    assert f"/opt/nvidia/{road.DRIVER}/{RELEASES[vm.slot]}" in complete_trees(vm)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A host that is off, with the seconds that its staging took, and that activation may take at boot."""
+
+    host: Frozen
+    staging: float
+    activation: float
+
+
+@pytest.fixture(scope="module")
+def written(
+    driven_host: Frozen, bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Frozen]:
+    """The release of B is in its slot, its driver in the registry; nobody has said so yet."""
+    folder = tmp_path_factory.mktemp("written")
+    with Machine(folder / "work", frozen=driven_host) as vm:
+        vm.resume()
+        updater.install(vm)
+        vm.put(b"[stage]\nspread = 0\n", "/etc/nvidiad/conf.d/50-ahead.toml")
+        vm.run("systemctl reload nvidiad", check=True)
+        # Big enough that pull, copy, hashes and syncs take their time.
+        road.publish(vm, [road.payload(folder / "payload", "B", bed_kernels.b, bulk=24 << 20)])
+        updater.write_slot(vm, "B")
+        updater.write_kernel(vm, "B")
+        frozen = vm.freeze(folder / "frozen")
+    shutil.rmtree(folder / "payload")
+    yield frozen
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def staged(written: Frozen, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staged]:
+    """A host that is off, whose next boot is B's first, without network, and how long its parts took."""
+    folder = tmp_path_factory.mktemp("staged")
+    with Machine(folder / "work", frozen=written) as vm:
+        vm.resume()
+        updater.finalize(vm)
+        began = time.monotonic()
+        road.wait_stage(vm, "proven")
+        staging = time.monotonic() - began
+        activation = vm.active_since("nvidia") - vm.started("nvidia")
+        updater.go_offline(vm)
+        vm.start(updater.REBOOT)
+        assert vm.wait_end() == "guest-reset"
+        (folder / "off").mkdir()
+        shutil.copy(vm.overlay, folder / "off/disk.qcow2")
+    # At a boot everything else starts at the same time.
+    yield Staged(Frozen(folder / "off"), staging, 3 * activation)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("number", CUTS)
+def test_power_cuts_during_staging(written: Frozen, staged: Staged, tmp_path: Path, number: int) -> None:
+    instants = random.Random(f"staging {SEED} {number}")  # noqa: S311
+    finished, instant = instants.random() < 0.5, instants.uniform(0, staged.staging)
+    with Machine(tmp_path / "vm", frozen=written) as vm:
+        vm.resume()
+        (updater.finalize if finished else updater.offer)(vm)
+        time.sleep(instant)
+        vm.power_cut()
+        vm.boot(target=EARLY)
+        found = complete_trees(vm)
+        when = f"{instant:.2f} s after the update was {'finished' if finished else 'offered'}"
+        print(f"seed {SEED}: cut {when}; slot {vm.slot}, staged: {NEXT in found}")
+        assert vm.slot == ("B" if finished else "A")
+        assert TREE in found
+        check_in_force(vm)
+        if NEXT in found and finished:
+            # It was complete: the network was not needed.
+            assert vm.run("journalctl -b -u nvidiad -o cat | grep -q 'done: pull'").rc != 0
+    shutil.rmtree(tmp_path / "vm")
+
+
+@pytest.mark.parametrize("number", CUTS)
+def test_power_cuts_during_the_activation_of_a_staged_tree(
+    staged: Staged, tmp_path: Path, number: int
+) -> None:
+    instant = random.Random(f"activation {SEED} {number}").uniform(0, staged.activation)  # noqa: S311
+    with Machine(tmp_path / "vm", frozen=staged.host) as vm:
+        vm.boot(target=EARLY)
+        assert vm.slot == "B"
+        vm.wait_for("[ $(systemctl show -P ActiveState nvidia) != inactive ]")
+        time.sleep(instant)
+        vm.power_cut()
+        print(f"seed {SEED}: cut {instant:.2f} s after activation began")
+        vm.boot()
+        assert vm.slot == "B"
+        assert complete_trees(vm) == {TREE, NEXT}
+        check_in_force(vm)
+    shutil.rmtree(tmp_path / "vm")

@@ -88,7 +88,7 @@ def test_exposure_changes_while_the_driver_is_in_use(driven: Machine) -> None:
 
 
 def test_what_the_demo_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two OS releases, an unattended update, and a boot without registry and engine, all in one."""
+    """An unattended update whose driver is there before the reboot, which needs no network, all in one."""
     demo.show(demo.Timeline(), tmp_path)
     told = capsys.readouterr().out
     assert told.count("$ nvidiad status") == 3

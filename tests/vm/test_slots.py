@@ -3,26 +3,25 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.beds.common import require, run_checked
-from tests.vm.disk import RELEASES, SLOT_PARTITIONS, disk
+from tests.vm import product, updater, usr
+from tests.vm.disk import RELEASES, disk
+from tests.vm.machine import Machine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.vm.kernels import Kernels
-    from tests.vm.machine import Machine
 
 pytestmark = pytest.mark.vm
 
 KERNEL = "6.6.54-flatcar"
 VERSION = "4081.3.0"
-DEVICE = f"/dev/vda{SLOT_PARTITIONS['B']}"
+THERE = [VERSION, KERNEL, "the slot USR-B"]
 STAGED = """
 from pathlib import Path
 import json
@@ -37,10 +36,12 @@ except Failure as failure:
 
 
 def staged(vm: Machine) -> object:
+    """What nvidiad finds, having left no mount behind and not a byte of the slot changed."""
+    look = f"cat /proc/self/mountinfo; head -c 4M {updater.device('B')} | md5sum"
     vm.put(STAGED.encode(), "/tmp/staged.py")
-    mounts = vm.output("cat /proc/self/mountinfo")
+    before = vm.output(look)
     found: object = json.loads(vm.output("/opt/nvidiad/bin/python3 /tmp/staged.py"))
-    assert vm.output("cat /proc/self/mountinfo") == mounts, "a mount is left behind"
+    assert vm.output(look) == before, "a mount is left behind, or the slot was written to"
     return found
 
 
@@ -51,55 +52,57 @@ def tree(folder: Path, kernel: str = KERNEL) -> Path:
     return folder
 
 
-def write(vm: Machine, image: Path) -> None:
-    """Over the inactive slot, as update_engine writes it."""
-    vm.put(gzip.compress(image.read_bytes(), 1), "/tmp/usr.gz")
-    vm.run(f"zcat /tmp/usr.gz | dd of={DEVICE} bs=1M conv=notrunc status=none && sync", check=True)
-
-
 def test_nothing_is_next_until_the_boot_loader_takes_it(vm: Machine, bed_kernels: Kernels) -> None:
     assert staged(vm) is None
     vm.set_next_slot("B")
     kernel = bed_kernels.slots["B"].release
     assert staged(vm) == [RELEASES["B"], kernel, "the slot USR-B"]
     # Its kernel's boot image agrees, and is enough where the slot cannot be read.
-    vm.run("mkdir -p /boot/flatcar", check=True)
-    vm.put(disk().kernel("B").read_bytes(), "/boot/flatcar/vmlinuz-b")
+    updater.write_kernel(vm, "B")
     assert staged(vm) == [RELEASES["B"], kernel, "the slot USR-B"]
-    vm.run(f"dd if=/dev/zero of={DEVICE} bs=1M count=2 conv=notrunc status=none && sync", check=True)
+    updater.blank(vm, "B")
     assert staged(vm) == ["", kernel, "'/boot/flatcar/vmlinuz-b'"]
-    # Half written: two kernels, and neither is believed.
+    vm.run("rm /boot/flatcar/vmlinuz-b", check=True)
+    assert str(staged(vm)).startswith("next-unreadable: what comes next cannot be read from the slot USR-B")
     vm.set_next_slot("A")
     assert staged(vm) is None
 
 
-@pytest.mark.parametrize("kind", ["ext4", "btrfs", "squashfs"])
-def test_every_file_system_of_a_slot_is_read(vm: Machine, tmp_path: Path, kind: str) -> None:
-    usr, image = tree(tmp_path / "usr"), tmp_path / "usr.img"
-    if kind == "squashfs":
-        run_checked(["mksquashfs", str(usr), str(image), "-quiet", "-no-progress"], "mksquashfs")
-    else:
-        with image.open("wb") as file:
-            file.truncate((8 if kind == "ext4" else 120) << 20)
-        if kind == "btrfs":
-            require("btrfs-progs")
-            made = ["mkfs.btrfs", "-q", "--rootdir", str(usr), str(image)]
-        else:
-            made = ["mke2fs", "-q", "-t", "ext4", "-d", str(usr), str(image)]
-        run_checked(made, made[0])
-        if vm.run(f"modprobe {kind}").rc != 0:
-            pytest.skip(f"the kernel of the bed has no {kind}")
-    write(vm, image)
+def test_every_form_of_a_slot_is_read(vm: Machine, tmp_path: Path) -> None:
+    files = tree(tmp_path / "usr")
     vm.set_next_slot("B")
-    assert staged(vm) == [VERSION, KERNEL, "the slot USR-B"]
+    for form in usr.FORMS:
+        updater.write_slot(vm, "B", usr.pack(files, tmp_path / f"{form}.img", form))
+        assert staged(vm) == THERE, form
+        # update_engine mounts it for its postinst, and says that a reboot is needed before it unmounts it.
+        vm.run(f"mkdir -p /tmp/au && mount -o ro {updater.device('B')} /tmp/au", check=True)
+        assert vm.output("findmnt -no FSTYPE /tmp/au") in (form, "ext2"), form
+        assert staged(vm) == THERE, f"{form}, mounted elsewhere"
+        vm.run("umount /tmp/au", check=True)
+
+
+def test_the_image_that_runs_lies_in_the_other_slot_too(tmp_path: Path, bed_kernels: Kernels) -> None:
+    """A btrfs of one id cannot be mounted twice; it is what runs, and it is not mistaken for another one."""
+    running = usr.without_engine("A", "btrfs")
+    with Machine(tmp_path / "vm") as vm:
+        vm.fill_slot("A", running)
+        vm.boot("A", card=False)
+        product.install(vm)
+        assert vm.output("findmnt -no SOURCE,FSTYPE /usr").split() == ["/dev/vda3", "btrfs"]
+        updater.write_slot(vm, "B", running)
+        vm.set_next_slot("B")
+        refused = vm.run(f"mount -t btrfs -o ro {updater.device('B')} /mnt")
+        assert refused.rc != 0 and "File exists" in refused.err, refused
+        source = "the slot USR-B (the same file system as the running one)"
+        assert staged(vm) == [RELEASES["A"], bed_kernels.a.release, source]
+        # Another image of the same form is another one, beside a /usr of that form, too.
+        updater.write_slot(vm, "B", usr.pack(tree(tmp_path / "usr"), tmp_path / "other.img", "btrfs"))
+        assert staged(vm) == THERE
 
 
 def test_a_slot_and_a_boot_image_that_differ_are_both_named(vm: Machine, tmp_path: Path) -> None:
-    image = tmp_path / "usr.img"
-    run_checked(["mksquashfs", str(tree(tmp_path / "usr")), str(image), "-quiet"], "mksquashfs")
-    write(vm, image)
-    vm.run("mkdir -p /boot/flatcar", check=True)
-    vm.put(disk().kernel("A").read_bytes(), "/boot/flatcar/vmlinuz-b")
+    updater.write_slot(vm, "B", usr.pack(tree(tmp_path / "usr"), tmp_path / "usr.img", "squashfs"))
+    updater.write_kernel(vm, "B", disk().kernel("A"))
     vm.set_next_slot("B")
     said = str(staged(vm))
     assert said.startswith("next-unreadable: ")

@@ -134,6 +134,14 @@ static int __init nv_init(void)
 {
 	int rc = -ENOMEM;
 
+#ifdef NV_FAULT_REFUSES
+	/* As a driver does that knows neither this card nor another. */
+	pr_err("NVRM: The NVIDIA GPU is not supported by driver %s (stand-in).\n", NV_VERSION);
+	return -EIO;
+#endif
+#ifdef NV_FAULT_PANICS
+	panic("NVRM: driver %s takes the host down (stand-in)", NV_VERSION);
+#endif
 	proc_dir = proc_mkdir("driver/nvidia", NULL);
 	if (!proc_dir)
 		return rc;
