@@ -335,33 +335,42 @@ def _gc(options: argparse.Namespace) -> int:
     return OK
 
 
-def _reboot_check(options: argparse.Namespace) -> int:
-    """Asks the daemon; without one it looks itself, so that a stopped daemon holds no reboot for ever."""
+def _look_at_reboot(options: argparse.Namespace) -> tuple[bool, str, float | None]:
     import time
     from contextlib import suppress
 
     from nvidiad import app
     from nvidiad.nouns.errors import Failure
-    from nvidiad.rim import client
     from nvidiad.thought import planner
     from nvidiad.verbs.observer import observe
 
+    settings = app.read_settings(options.config)
+    ports = app.all_ports(settings, options.root, _bus(options.root))
+    facts, now = observe(ports, settings), time.time()
+    before = ports.driver.memories.read()
+    memory = planner.notice(before, facts, settings)
+    if memory != before and str(options.root) == "/":
+        # Nobody else counts how long the reboot waits; who may not write this down asks in vain.
+        with suppress(Failure):
+            ports.driver.memories.write(memory)
+    said = planner.decide(facts, settings, memory, now).verdict
+    return said.go, said.reason, said.until
+
+
+def _reboot_check(options: argparse.Namespace) -> int:
+    """Asks the daemon; without one it looks itself, so that a stopped daemon holds no reboot for ever."""
+    import time
+
+    from nvidiad.nouns.errors import Failure
+    from nvidiad.rim import client
+
     try:
-        go, reason, until = client.reboot(options.socket)
+        said = client.reboot(options.socket)
     except Failure as failure:
         if failure.code != "not-running":
             raise
-        settings = app.read_settings(options.config)
-        ports = app.all_ports(settings, options.root, _bus(options.root))
-        facts, now = observe(ports, settings), time.time()
-        before = ports.driver.memories.read()
-        memory = planner.notice(before, facts, settings)
-        if memory != before and str(options.root) == "/":
-            # Nobody else counts how long the reboot waits; who may not write this down asks in vain.
-            with suppress(Failure):
-                ports.driver.memories.write(memory)
-        said = planner.decide(facts, settings, memory, now).verdict
-        go, reason, until = said.go, said.reason, said.until
+        said = None
+    go, reason, until = said or _look_at_reboot(options)
     go = go or (until is not None and time.time() >= until)
     print(reason)
     return OK if go else WAIT

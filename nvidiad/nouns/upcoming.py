@@ -37,7 +37,9 @@ class NextFacts(Value):
     problem: Problem | None = None
     """Why a source could not be read."""
     modules: tuple[ModuleFile, ...] = ()
-    """The modules of the next system's tree, where its kernel is known and the tree is on disk."""
+    """The modules of the next system's trees, where its kernel is known and they are on disk."""
+    unread: tuple[tuple[str, Problem], ...] = ()
+    """Those of the trees whose modules cannot be read, and why."""
 
 
 class RebootFacts(Value):
@@ -107,3 +109,5 @@ class Verdict(Value):
     reason: str
     until: float | None = None
     """Wall clock, seconds since 1970: at the latest then it goes. None where nothing is held."""
+    in_vain: bool = False
+    """nvidiad has rebooted for this system before, and another one came up: it does not do so again."""

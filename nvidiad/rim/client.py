@@ -43,15 +43,18 @@ def status_json(path: str, *, pretty: bool = False, timeout: float = TIMEOUT) ->
     return _header(head, b"nvidiad-phase").decode("ascii", "replace"), body
 
 
-def reboot(path: str, *, timeout: float = TIMEOUT) -> tuple[bool, str, float | None]:
-    """Whether a reboot may go, why, and until when (seconds since 1970) it is held at the most."""
+def reboot(path: str, *, timeout: float = TIMEOUT) -> tuple[bool, str, float | None] | None:
+    """Whether a reboot may go, why, and until when (seconds since 1970) it is held at the most.
+
+    None before the daemon's first look has ended.
+    """
     import json
 
     _, body = status_json(path, timeout=timeout)
     document = json.loads(body)
     said = document.get("reboot") if isinstance(document, dict) else None
     if not isinstance(said, dict):
-        return False, "nvidiad has not looked at this host yet", None
+        return None
     until = said.get("until")
     limit = float(until) if isinstance(until, int | float) else None
     return said.get("go") is True, str(said.get("reason", "")), limit

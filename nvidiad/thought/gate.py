@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.steps import HoldReboot, RaiseDelay, RebootHost, ReleaseReboot
 from nvidiad.nouns.upcoming import StageState, Verdict
+from nvidiad.nouns.value import replace
 from nvidiad.thought import staging
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.upcoming import NextSystem, Stage
     from nvidiad.thought.settings import Settings
 
-RETRY_KEY = "logind"
+RETRY_KEY, LIMIT_KEY = "logind", "logind's limit"
 REBOOT_KEY = "reboot the host"
 _DONE = frozenset({StageState.PROVEN, StageState.STAGED})
 # What a logind says that tells what was asked for, and that ends in another kernel.
@@ -41,11 +42,27 @@ def verdict(
     """Whether a reboot may go now. `now` is wall clock; what is held is held in uptime."""
     if found is None:
         return Verdict(go=True, reason="no other OS is about to be booted")
+    said = _verdict(facts, settings, memory, now, found, stages)
+    if not (settings.reboot.automatic and staging.was_in_vain(memory, facts, found)):
+        return said
+    why = f"{said.reason}; nvidiad has rebooted for it before, and another OS came up: it does not again"
+    return replace(said, reason=why, in_vain=True)
+
+
+def _verdict(
+    facts: HostFacts,
+    settings: Settings,
+    memory: Memory,
+    now: float,
+    found: NextSystem,
+    stages: tuple[Stage, ...],
+) -> Verdict:
     name = found.version or found.kernel or "the next OS"
     if not stages:
         return Verdict(go=True, reason=f"no driver is to be staged for {name} on this host")
-    done = next((stage for stage in stages if stage.state in _DONE), None)
-    if done:
+    # The first is that of the wanted driver: one that was given up is no reason to go.
+    done = stages[0]
+    if done.state in _DONE:
         proof = "and fits its kernel" if done.state is StageState.PROVEN else "(its kernel is not known yet)"
         return Verdict(go=True, reason=f"driver {done.build.driver} for {name} is on disk {proof}")
     why = f"driver {stages[0].build.driver} for {name} {_WORDS[stages[0].state]}"
@@ -53,11 +70,14 @@ def verdict(
         why += f": {problem.sentence}"
     if not found.staged:
         return Verdict(go=True, reason=f"{why}; a reboot now boots the OS that runs")
-    asked = staging.reboot_since(memory, facts)
+    asked = staging.reboot_since(memory, facts, found)
     left = settings.reboot.maximum - (facts.uptime - asked if asked is not None else 0.0)
     if left <= 0:
         held = f"{settings.reboot.maximum:g} s"
         return Verdict(go=True, reason=f"{why}; it was waited for as long as is configured ({held})")
+    logind = facts.reboot
+    if logind and settings.reboot.inhibit and logind.fixed and logind.limit < left:
+        why += f"; logind itself waits for {logind.limit:g} s at most, as another file than nvidiad's says"
     return Verdict(go=False, reason=why, until=now + left)
 
 
@@ -72,19 +92,19 @@ def steps(
     logind = facts.reboot
     if logind is None:
         return ()
-    if logind.limit < logind.others and not logind.fixed:
-        # Somebody else, kubelet for one, asks for more since our file was written: it never lowers that.
-        return (RaiseDelay(logind.others),)
     hold = settings.reboot.inhibit and is_held(facts, found, stages, said)
     if logind.held and not hold:
         return (ReleaseReboot(said.reason),)
-    if hold and not logind.held:
-        limit = max(settings.reboot.maximum, logind.others)
-        # Where another file has the last word, logind waits as long as that says.
-        raised = (RaiseDelay(limit),) if logind.limit < limit and not logind.fixed else ()
-        return (*raised, HoldReboot(said.reason))
+    due: list[Step] = [HoldReboot(said.reason)] if hold and not logind.held else []
+    # Somebody else, kubelet for one, may ask for more since our file was written: it never lowers that.
+    limit = max(settings.reboot.maximum if hold else 0.0, logind.others)
+    # Where another file has the last word, logind waits as long as that says.
+    if logind.limit < limit and not logind.fixed:
+        due.append(RaiseDelay(limit))
+    if due:
+        return tuple(due)
     mine = settings.reboot.automatic and logind.locksmith not in _COORDINATED
-    if mine and found and found.staged and said.go and not logind.preparing:
+    if mine and found and found.staged and said.go and not logind.preparing and not said.in_vain:
         return (RebootHost(),)
     return ()
 
@@ -96,7 +116,7 @@ def is_held(facts: HostFacts, found: NextSystem | None, stages: tuple[Stage, ...
     in which this host hears of it. A shutdown that is asked for before that, or that is none into another
     OS, is let go at once.
     """
-    if found is None or not stages or any(stage.state in _DONE for stage in stages):
+    if found is None or not stages or stages[0].state in _DONE:
         return False
     logind = facts.reboot
     if logind and logind.preparing and (said.go or logind.kind not in _REBOOTS):
@@ -104,10 +124,12 @@ def is_held(facts: HostFacts, found: NextSystem | None, stages: tuple[Stage, ...
     return not (found.staged and said.go)
 
 
-def look_again(facts: HostFacts, memory: Memory, settings: Settings, stages: tuple[Stage, ...]) -> float:
+def look_again(
+    facts: HostFacts, memory: Memory, settings: Settings, found: NextSystem, stages: tuple[Stage, ...]
+) -> float:
     """Seconds until the next look that something other than an event asks for."""
     due = [staging.POLL_SECONDS, *(stage.due for stage in stages if stage.due is not None)]
-    asked = staging.reboot_since(memory, facts)
+    asked = staging.reboot_since(memory, facts, found)
     if asked is not None:
         left = settings.reboot.maximum - (facts.uptime - asked)
         due += [left] if left > 0 else []

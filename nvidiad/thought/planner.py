@@ -14,7 +14,6 @@ from nvidiad.nouns.steps import (
     PullImage,
     RaiseDelay,
     RebootHost,
-    ReleaseReboot,
     ReloadUnit,
     RemoveTree,
     RenewTree,
@@ -77,6 +76,22 @@ def notice(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
     return change.notice(staging.notice(memory, facts), facts, settings)
 
 
+def intend(memory: Memory, facts: HostFacts, steps: tuple[Step, ...]) -> Memory:
+    """Memory with what is about to be begun, and what nobody sees afterwards who is killed in between."""
+    found = staging.next_system(facts, memory)
+    if found and any(isinstance(step, RebootHost) for step in steps):
+        memory = staging.intend_reboot(memory, facts, found)
+    return change.intend(memory, steps)
+
+
+def is_held(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> bool:
+    """Whether the delay lock is to be kept, by facts of which only logind's and the uptime are fresh."""
+    found = staging.next_system(facts, memory)
+    stages = staging.stages(facts, settings, memory, now, found)
+    said = gate.verdict(facts, settings, memory, now, found, stages)
+    return settings.reboot.inhibit and gate.is_held(facts, found, stages, said)
+
+
 def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
     """What a failure of this step is remembered under; None for steps that no plan of the daemon repeats."""
     match step:
@@ -100,8 +115,10 @@ def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
             return f"stop {name}"
         case RemoveTree(tree=tree):
             return f"remove {tree}"
-        case RaiseDelay() | HoldReboot() | ReleaseReboot():
+        case HoldReboot():
             return gate.RETRY_KEY
+        case RaiseDelay():
+            return gate.LIMIT_KEY
         case RebootHost():
             return gate.REBOOT_KEY
         case _:
@@ -181,7 +198,7 @@ def _with_next(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory,
     said = gate.verdict(facts, settings, memory, now, found, stages)
     guard = gate.steps(facts, settings, found, stages, said)
     guard = tuple(step for step in guard if _wait(step, facts, settings, memory, now) <= 0)
-    look = gate.look_again(facts, memory, settings, stages) if found else None
+    look = gate.look_again(facts, memory, settings, found, stages) if found else None
     plan = replace(plan, stages=stages, verdict=said, look=look, steps=(*guard, *plan.steps))
     phase, _ = _phase(facts, settings, plan)
     if plan.steps or phase is Phase.CONVERGING:

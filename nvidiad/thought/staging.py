@@ -25,7 +25,9 @@ _COMING = frozenset(
 )
 # ResetStatus is silent, and so is a bootloader's table: while something comes the host is looked at often.
 POLL_SECONDS = 60.0
-_UPDATE, _REBOOT, _TOLD = "update ", "reboot", "told by update_engine"
+_UPDATE, _KERNEL, _REBOOT, _TOLD = "update ", "kernel ", "reboot ", "told by update_engine"
+_REBOOTED = "rebooted "
+_NAMELESS = "-"
 
 
 def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
@@ -50,8 +52,11 @@ def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
         found = NextSystem(told, "", "update_engine", staged=True)
     elif known.update is None and since(memory, facts, _TOLD) is not None:
         # It restarts, hangs or refuses us: what it said holds until it says something else.
-        staged = reboot_since(memory, facts) is not None
+        staged = bool(_seen(memory, facts, _REBOOT))
         found = NextSystem(_last_seen(facts, memory), "", "update_engine", staged=staged)
+    if found and found.staged and not found.kernel:
+        # One look at which the slot cannot be read takes nothing back of what it said.
+        found = replace(found, kernel=_kernel_seen(facts, memory, found.version))
     return found if found and _is_other(found, facts) else None
 
 
@@ -64,10 +69,20 @@ def _is_other(found: NextSystem, facts: HostFacts) -> bool:
     return not found.version
 
 
-def _last_seen(facts: HostFacts, memory: Memory) -> str:
+def _seen(memory: Memory, facts: HostFacts, kind: str) -> tuple[Sighting, ...]:
+    """What was seen of a kind in this boot, the latest last."""
     boot = facts.driver.boot_id
-    seen = [s.what for s in memory.sightings if s.boot_id == boot and s.what.startswith(_UPDATE)]
-    return seen[-1].removeprefix(_UPDATE) if seen else ""
+    return tuple(s for s in memory.sightings if s.boot_id == boot and s.what.startswith(kind))
+
+
+def _last_seen(facts: HostFacts, memory: Memory) -> str:
+    seen = _seen(memory, facts, _UPDATE)
+    return seen[-1].what.removeprefix(_UPDATE) if seen else ""
+
+
+def _kernel_seen(facts: HostFacts, memory: Memory, version: str) -> str:
+    known = (s.what.removeprefix(_KERNEL).partition(" ") for s in _seen(memory, facts, _KERNEL))
+    return next((kernel for kernel, _, of in known if of == version), "")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -80,22 +95,28 @@ def notice(memory: Memory, facts: HostFacts) -> Memory:
     Everything that has a limit counts from here, in the host's uptime: no clock that somebody sets, and no
     restart of nvidiad, makes it longer.
     """
-    found = next_system(facts, memory)
+    found, boot = next_system(facts, memory), facts.driver.boot_id
     wanted = [f"{_UPDATE}{found.version}"] if found and found.version else []
-    wanted += [_REBOOT] if found and found.staged else []
+    wanted += [f"{_KERNEL}{found.kernel} {found.version}"] if found and found.staged and found.kernel else []
     update = facts.next.update
     operation = update.operation if update else ""
     wanted += [_TOLD] if operation in _COMING or operation == NEED_REBOOT else []
     # An update_engine that is away for a moment takes nothing back.
-    lasting = (_UPDATE, _REBOOT) if update is None else (_UPDATE, _REBOOT, _TOLD)
-    kept = tuple(
-        sighting
-        for sighting in memory.sightings
-        if sighting.boot_id == facts.driver.boot_id
-        and (sighting.what in wanted or not sighting.what.startswith(lasting))
-    )
+    passing = (_UPDATE, _KERNEL) if update is None else (_UPDATE, _KERNEL, _TOLD)
+    kept: list[Sighting] = []
+    for sighting in memory.sightings:
+        if sighting.what.startswith(_REBOOTED):
+            kept.append(sighting)
+        elif sighting.boot_id == boot and sighting.what.startswith(_REBOOT):
+            # What waits for the reboot is another system each time: none of them waits twice as long.
+            if found and found.staged:
+                kept.append(_filled(sighting, found))
+        elif sighting.boot_id == boot and (sighting.what in wanted or not sighting.what.startswith(passing)):
+            kept.append(sighting)
+    if found and found.staged and not any(_is_of(s, _REBOOT, found) for s in kept):
+        wanted.append(_name(_REBOOT, found))
     known = {sighting.what for sighting in kept}
-    new = tuple(Sighting(what, facts.driver.boot_id, facts.uptime) for what in wanted if what not in known)
+    new = (Sighting(what, boot, facts.uptime) for what in wanted if what not in known)
     return replace(memory, sightings=(*kept, *new))
 
 
@@ -105,9 +126,44 @@ def since(memory: Memory, facts: HostFacts, what: str) -> float | None:
     return next((s.at for s in memory.sightings if (s.what, s.boot_id) == (what, boot)), None)
 
 
-def reboot_since(memory: Memory, facts: HostFacts) -> float | None:
-    """Since when an update waits for the reboot, as uptime in seconds."""
-    return since(memory, facts, _REBOOT)
+def reboot_since(memory: Memory, facts: HostFacts, found: NextSystem) -> float | None:
+    """Since when this system waits for the reboot, as uptime in seconds."""
+    return next((s.at for s in _seen(memory, facts, _REBOOT) if _is_of(s, _REBOOT, found)), None)
+
+
+def intend_reboot(memory: Memory, facts: HostFacts, found: NextSystem) -> Memory:
+    """Memory with a reboot of ours into that system, before it is begun."""
+    others = tuple(s for s in memory.sightings if not s.what.startswith(_REBOOTED))
+    mine = Sighting(_name(_REBOOTED, found), facts.driver.boot_id, facts.uptime)
+    return replace(memory, sightings=(*others, mine))
+
+
+def was_in_vain(memory: Memory, facts: HostFacts, found: NextSystem) -> bool:
+    """Whether an earlier boot was ended for that system, and this one is not of it."""
+    boot = facts.driver.boot_id
+    return any(s.boot_id != boot and _is_of(s, _REBOOTED, found) for s in memory.sightings)
+
+
+def _name(kind: str, found: NextSystem) -> str:
+    return f"{kind}{found.kernel or _NAMELESS} {found.version}"
+
+
+def _is_of(sighting: Sighting, kind: str, found: NextSystem) -> bool:
+    """Whether a sighting is that of a system, as far as either is known."""
+    if not sighting.what.startswith(kind):
+        return False
+    kernel, _, version = sighting.what.removeprefix(kind).partition(" ")
+    one_kernel = _NAMELESS in (kernel, found.kernel or _NAMELESS) or kernel == found.kernel
+    return one_kernel and (not version or not found.version or version == found.version)
+
+
+def _filled(sighting: Sighting, found: NextSystem) -> Sighting:
+    """A sighting with what is known by now of the system that it is of."""
+    if not _is_of(sighting, _REBOOT, found):
+        return sighting
+    kernel, _, version = sighting.what.removeprefix(_REBOOT).partition(" ")
+    named = replace(found, kernel=found.kernel or kernel, version=found.version or version)
+    return replace(sighting, what=_name(_REBOOT, named))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -115,12 +171,12 @@ def reboot_since(memory: Memory, facts: HostFacts) -> float | None:
 
 
 def builds(facts: HostFacts, settings: Settings, found: NextSystem) -> tuple[Build, ...]:
-    """What should be on disk for it: the configured driver, and the one that this host fell back to."""
+    """What should be on disk for it: the wanted driver first, which may be the one that it fell back to."""
     release = found.version if "{os}" in settings.image.tag else found.kernel
     if not release:
         return ()
     drivers = dict.fromkeys(
-        (settings.driver.version, choice.wanted(facts.driver, settings).driver), settings.driver.product
+        (choice.wanted(facts.driver, settings).driver, settings.driver.version), settings.driver.product
     )
     return tuple(Build(driver, release, found.kernel, product) for driver, product in drivers.items())
 
@@ -195,9 +251,12 @@ def _stage(
         return Stage(state, found, build, image, problem=problem, due=due if due > 0 else None)
     if not found.kernel:
         return Stage(StageState.STAGED, found, build, image, tree.path, facts.next.problem)
-    wrong = next((m.vermagic for m in facts.next.modules if m.path.startswith(f"{tree.path}/")
-                  and m.kernel != found.kernel), None)  # fmt: skip
-    if tree.build.kernel == found.kernel and wrong is None:
+    again = _pause(f"again {image}", facts, settings, memory, now) or None
+    if unread := next((problem for path, problem in facts.next.unread if path == tree.path), None):
+        return Stage(StageState.UNFIT, found, build, image, tree.path, unread, again)
+    modules = [module for module in facts.next.modules if module.path.startswith(f"{tree.path}/")]
+    wrong = next((module.vermagic for module in modules if module.kernel != found.kernel), None)
+    if modules and tree.build.kernel == found.kernel and wrong is None:
         return Stage(StageState.PROVEN, found, build, image, tree.path)
     problem = Problem(
         Code.VERMAGIC_MISMATCH,
@@ -206,8 +265,7 @@ def _stage(
         "Publish an image that is built for the kernel of this release; nvidiad then takes it.",
         retry=True,
     )
-    due = _pause(f"again {image}", facts, settings, memory, now)
-    return Stage(StageState.UNFIT, found, build, image, tree.path, problem, due if due > 0 else None)
+    return Stage(StageState.UNFIT, found, build, image, tree.path, problem, again)
 
 
 def steps(stage: Stage, memory: Memory) -> tuple[Step, ...]:
@@ -240,7 +298,7 @@ def _spread(facts: HostFacts, settings: Settings, memory: Memory, found: NextSys
     share = backoff.lot(f"{facts.driver.boot_id}{found.version}")
     seen = since(memory, facts, f"{_UPDATE}{found.version}")
     due = (facts.uptime if seen is None else seen) + settings.stage.spread * share
-    asked = reboot_since(memory, facts) if found.staged else None
+    asked = reboot_since(memory, facts, found) if found.staged else None
     if asked is not None:
         due = min(due, asked + settings.reboot.maximum / 3 * share)
     return max(0.0, due - facts.uptime)

@@ -103,12 +103,13 @@ def look_ahead(ports: Ports, settings: Settings, facts: HostFacts) -> NextFacts:
         return known
     trees = (staging.find_tree(facts, build) for build in staging.builds(facts, settings, found))
     modules: list[ModuleFile] = []
+    unread: list[tuple[str, Problem]] = []
     for tree in trees:
         try:
             modules += ports.driver.modules.read(tree.path, tree.build.kernel) if tree else ()
         except Failure as failure:
-            known = replace(known, problem=problem_of(failure))
-    return replace(known, modules=tuple(modules))
+            unread += [(tree.path, problem_of(failure))] if tree else []
+    return replace(known, modules=tuple(modules), unread=tuple(unread))
 
 
 def look_at_cuda(ports: DriverPorts) -> CudaFacts:

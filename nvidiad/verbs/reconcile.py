@@ -6,17 +6,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
-from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase
+from nvidiad.nouns.errors import Failure
+from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, change, cuda, gate, planner
+from nvidiad.thought import backoff, cuda, gate, planner
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import HostFacts, Progress
+    from nvidiad.nouns.model import HostFacts, Problem, Progress
     from nvidiad.nouns.plan import Plan, Report, Status
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Log, Ports
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # A look that leads to a plan leads to another look. The bound is for bugs: the road of a first install is
 # gates, fetch, driver unit, companions.
 _ROUNDS = 10
+# Between two looks at logind while a step takes its time.
+_WATCH_SECONDS = 2.0
 
 
 # Failures that a driver in force does not end.
@@ -54,12 +57,15 @@ class Reconciler:
         self._ports: Ports
         self._report: Report | None = None
         self._told: tuple[str, str] | None = None
+        self._unwritten: tuple[Memory, Problem] | None = None
+        """What could not be written down, and why: without it, nobody would know how long a reboot waits."""
 
     def look(self, settings: Settings, *, forced: bool = False) -> Status:
         """Look and act until nothing is left to do now; `forced` makes due what waits for a later try."""
         ports = self._ports = self._ports_for(settings)
-        engine = Engine(ports, self._log, seconds=self._seconds, tell=self._report_progress)
-        memory = ports.driver.memories.read()
+        watch = _Watch(ports, settings, self._log, self._now, self._seconds)
+        engine = Engine(ports, self._log, seconds=self._seconds, tell=watch.over(self._report_progress))
+        memory = self._unwritten[0] if self._unwritten else ports.driver.memories.read()
         if forced:
             memory = backoff.forgive(memory)
         for _ in range(_ROUNDS):
@@ -72,14 +78,19 @@ class Reconciler:
             memory = self._learn(memory, status)
             if not plan.steps or self._stopping():
                 return status
-            memory = self._write(memory, change.intend(memory, plan.steps))
+            memory = self._intend(memory, planner.intend(memory, facts, plan.steps))
+            watch.facts, watch.memory = facts, memory
             self._report = engine.execute(plan, stopping=self._stopping)
             memory = self._remember(memory, facts, settings, self._report, engine)
         self._log.warning("the plan does not come to an end, looking again later", rounds=_ROUNDS)
         return status
 
     def _assess(self, facts: HostFacts, settings: Settings, plan: Plan) -> Status:
-        return replace(planner.assess(facts, settings, plan, now=self._now()), report=self._report)
+        status = replace(planner.assess(facts, settings, plan, now=self._now()), report=self._report)
+        if self._unwritten is None:
+            return status
+        unsaid = f"what nvidiad has to remember is not written down: {self._unwritten[1].sentence}"
+        return replace(status, warnings=(*status.warnings, unsaid))
 
     def _tell(self, plan: Plan, status: Status) -> None:
         """One line per plan with its reason; the same news twice is no news."""
@@ -141,9 +152,66 @@ class Reconciler:
         return self._write(memory, after)
 
     def _write(self, before: Memory, after: Memory) -> Memory:
+        """Write down what changed; a disk that is full or read-only ends no look, which may make room."""
+        if after == before and self._unwritten is None:
+            return after
+        try:
+            self._ports.driver.memories.write(after)
+        except Failure as failure:
+            if self._unwritten is None:
+                self._log.warning("nothing is remembered, proceeding anyway", error=failure.sentence)
+            self._unwritten = after, problem_of(failure)
+        else:
+            self._unwritten = None
+        return after
+
+    def _intend(self, before: Memory, after: Memory) -> Memory:
+        """Write down what is begun, without which it is not begun."""
         if after != before:
             self._ports.driver.memories.write(after)
         return after
+
+
+class _Watch:
+    """While a step takes its time: a shutdown that needs not wait for it, and the end of a hold."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        settings: Settings,
+        log: Log,
+        now: Callable[[], float],
+        seconds: Callable[[], float],
+    ) -> None:
+        self.facts: HostFacts | None = None
+        self.memory = Memory()
+        self._ports, self._settings, self._log = ports, settings, log
+        self._now, self._seconds = now, seconds
+        self._looked = seconds()
+
+    def over(self, tell: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """What tells progress, and watches meanwhile."""
+
+        def told(progress: Progress) -> None:
+            tell(progress)
+            if self._seconds() - self._looked >= _WATCH_SECONDS:
+                self._looked = self._seconds()
+                self._let_go()
+
+        return told
+
+    def _let_go(self) -> None:
+        if self.facts is None:
+            return
+        reboot = self._ports.shutdowns.facts()
+        if reboot is None or not reboot.held:
+            return
+        facts = replace(self.facts, reboot=reboot, uptime=self._ports.driver.host.uptime())
+        if not planner.is_held(facts, self._settings, self.memory, self._now()):
+            self._log.info(
+                "done", what="let reboots go, in the middle of another step", step="release-reboot"
+            )
+            self._ports.shutdowns.release()
 
 
 def good(memory: Memory, tree: str) -> Memory:

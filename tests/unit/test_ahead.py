@@ -59,7 +59,7 @@ def test_the_driver_is_staged_as_soon_as_the_version_is_known_and_proven_before_
     assert status.phase is Phase.READY
     # The lock was taken before anything was fetched, and is not needed any more.
     order = [effect.partition(" ")[0] for effect in world.effects if effect != "remember"]
-    assert order == ["limit", "hold", "pull", "install", "discard", "release"]
+    assert order == ["hold", "limit", "pull", "install", "discard", "release"]
     world.volatile.update, world.volatile.slot = DONE, SLOT
     status = look(world)
     assert stage(status).state is StageState.PROVEN

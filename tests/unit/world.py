@@ -138,6 +138,10 @@ class Disk:
     faulty: dict[str, str] = field(default_factory=dict)
     refused: dict[str, bool] = field(default_factory=dict)
     """Whether the kernel refuses the modules of a tree."""
+    unsigned: set[str] = field(default_factory=set)
+    """Trees whose modules are not signed."""
+    announced: StagedSystem | None = None
+    """What a file says of the next OS."""
     current: str | None = None
     linker: str | None = None
     cache: set[str] = field(default_factory=set)
@@ -165,6 +169,8 @@ class Boot:
     limit: float = 5.0
     others: float = 5.0
     """What logind waits for delay locks, and would without nvidiad's file."""
+    fixed: bool = False
+    """Another file has the last word on what logind waits."""
     asked: bool = False
     """A reboot was asked for, and waits for the lock."""
     rebooted: bool = False
@@ -203,6 +209,15 @@ class World:
         self.listed: Compatibility | Failure | None = None
         """The compatibility list in the registry, or why it cannot be read."""
         self.host_modules = {"i2c_core"}
+        self.lockdown = "none"
+        self.forgetful: Failure | None = None
+        """Why the daemon's memory cannot be written."""
+        self.unreadable: Failure | None = None
+        """Why neither the other slot nor the modules of the next driver can be read."""
+        self.told_required = True
+        """Who finishes an update leaves /run/reboot-required."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens in the middle of a pull."""
         self.disk, self.volatile = Disk(), Boot()
         self.clock, self.ticks = 1_000_000.0, 0
         self.boots, self.powered_on = 1, self.clock
@@ -343,7 +358,7 @@ class World:
             report = bring_up(
                 plan, facts, self.settings, ports=ports, engine=engine, log=self.log, now=self.clock
             )
-            waits = plan.problem is not None and plan.problem.code is Code.DRIVER_MISMATCH and plan.steps
+            waits = activation.is_pending(plan, facts, self.settings)
             problem = report.problem or (None if waits else plan.problem)
             told = (Attempt("activate", 1, self.clock, problem),) if problem else ()
             self.volatile.activation = Memory(told)
@@ -418,7 +433,7 @@ class _Host(_Part):
         return f"boot-{self.world.boots}"
 
     def lockdown(self) -> str:
-        return "none"
+        return self.world.lockdown
 
     def extensions(self) -> tuple[str, ...]:
         return ()
@@ -487,6 +502,7 @@ class _Images(_Part):
         self, reference: str, digest: str, tell: Callable[[Progress], None], *, gentle: bool = False
     ) -> None:
         self._ask()
+        self.world.meanwhile()
         tell(Progress("pull-image", "1 of 1 layers", 1, 1))
         image = next((i for i in self.world.registry.values() if i.digest == digest), None)
         if image is None:
@@ -583,6 +599,8 @@ class _Modules(_Part):
 
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
+        if self.world.unreadable and build.os_version != self.world.release:
+            raise self.world.unreadable
         if build.kernel != kernel:
             return ()
         vermagic = f"{self.world.disk.module_kernels[tree]} SMP"
@@ -593,6 +611,7 @@ class _Modules(_Part):
                 build.driver,
                 vermagic,
                 () if name == "nvidia" else ("nvidia",),
+                signed=tree not in self.world.disk.unsigned,
             )
             for name in NAMES
         )
@@ -688,19 +707,21 @@ class _Updates(_Part):
 
 class _Next(_Part):
     def reboot_required(self) -> bool:
-        return self.world.volatile.slot is not None
+        return self.world.told_required and self.world.volatile.slot is not None
 
     def slot(self) -> StagedSystem | None:
+        if self.world.unreadable:
+            raise self.world.unreadable
         return self.world.volatile.slot
 
     def announced(self) -> StagedSystem | None:
-        return None
+        return self.world.disk.announced
 
 
 class _Shutdowns(_Part):
     def facts(self) -> RebootFacts | None:
         now = self.world.volatile
-        return RebootFacts(now.lock, now.limit, now.asked, others=now.others)
+        return RebootFacts(now.lock, now.limit, now.asked, others=now.others, fixed=now.fixed)
 
     def raise_limit(self, seconds: float) -> None:
         self.world.effect(f"limit {seconds:g}", lambda: setattr(self.world.volatile, "limit", seconds))
@@ -734,6 +755,8 @@ class _Memories(_Part):
         if self.name == "trials":
             self.world.disk.trials = memory
             return
+        if self.world.forgetful:
+            raise self.world.forgetful
         self.world.effect("remember", lambda: setattr(self.world.disk, "memory", memory))
 
 
