@@ -126,8 +126,7 @@ def connect() -> Bus:
 
 def activate(configuration: Path, root: Path, log: Log) -> int:
     """Bring the driver on disk into force; the exit status of nvidia.service."""
-    from nvidiad.thought.activation import FREEING
-    from nvidiad.thought.activation import activate as plan_activation
+    from nvidiad.thought import activation
     from nvidiad.verbs.bring_up import bring_up
     from nvidiad.verbs.engine import DriverEngine
     from nvidiad.verbs.observer import look_at_driver
@@ -138,14 +137,14 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
         hold = settings.units.hold
         ports = driver_ports(settings, root)
         facts = look_at_driver(ports, settings)
-        plan = plan_activation(facts, settings)
+        plan = activation.activate(facts, settings)
         log.info("plan", what=plan.reason, steps=len(plan.steps))
         # Only what was found before anything was done frees: a step that failed leaves half a driver.
-        freed = plan.problem is not None and plan.problem.code in FREEING
+        freed = plan.problem is not None and plan.problem.code in activation.FREEING
         engine = DriverEngine(ports, log, seconds=time.monotonic)
         report = bring_up(plan, facts, settings, ports=ports, engine=engine, log=log, now=time.time())
-        # What waits for the boot is no failure: the driver that is loaded is in force.
-        waits = plan.problem is not None and plan.problem.code is Code.DRIVER_MISMATCH and bool(plan.steps)
+        # What waits for the boot, or for its tree, is no failure: another driver is in force until then.
+        waits = activation.is_pending(plan, facts, settings)
         problem = report.problem or (None if waits else plan.problem)
     except Failure as failure:
         problem = problem_of(failure)

@@ -25,7 +25,7 @@ from nvidiad.nouns.steps import (
 )
 from nvidiad.nouns.value import replace
 from nvidiad.thought import parse
-from nvidiad.thought.choice import core, in_use, target, wanted
+from nvidiad.thought.choice import core, in_use, target, tree_of, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,9 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
         return Plan("the wanted build is not on disk", problem=_missing(facts, settings))
     pending = _pending(facts, settings, tree)
     if problem := _unfit(facts, settings, tree):
-        return Plan(f"'{tree.build}' cannot be brought up", problem=pending or problem)
+        if core(facts) and pending:
+            problem = pending
+        return Plan(f"'{tree.build}' cannot be brought up", problem=problem)
     unload = _unload_steps(facts, tree)
     rest = replace(facts, loaded=()) if unload else facts
     steps = (*unload, *_exposure_steps(rest, settings, tree), *_module_steps(rest, settings, tree))
@@ -83,6 +85,15 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
         return Plan(f"'{tree.build}' is in force", problem=clash or pending)
     reason = f"'{tree.build}' is on disk but not in force"
     return Plan(reason, (*steps, _check(facts, settings, tree)), problem=pending)
+
+
+def is_pending(plan: Plan, facts: DriverFacts, settings: Settings) -> bool:
+    """Whether the plan's problem only says that the wanted driver has to wait, with another one in force."""
+    if plan.problem is None or target(facts, settings) is None:
+        return False
+    if plan.problem.code is Code.TREE_MISSING:
+        return bool(plan.steps) or core(facts) is not None
+    return plan.problem.code is Code.DRIVER_MISMATCH and bool(plan.steps)
 
 
 def loaded_version(facts: DriverFacts) -> str | None:
@@ -194,11 +205,19 @@ def _missing(facts: DriverFacts, settings: Settings) -> Problem:
 
 
 def _pending(facts: DriverFacts, settings: Settings, tree: Tree) -> Problem | None:
-    """Why the wanted tree has to wait while `tree`, that of the driver in use, is kept in force."""
+    """Why the wanted tree has to wait while `tree`, that of another driver, is kept in force."""
     build = wanted(facts, settings)
     if tree.build == build:
         return None
-    return _without_libraries(facts, tree.build.driver) or Problem(
+    if core(facts) and (useless := _without_libraries(facts, tree.build.driver)):
+        return useless
+    if tree_of(facts, build) is None:
+        return Problem(
+            Code.TREE_MISSING,
+            f"'{build}' is not on disk yet, and driver {tree.build.driver} stays until it is",
+            "Wait for the download.",
+        )
+    return Problem(
         Code.DRIVER_MISMATCH,
         f"driver {tree.build.driver} is loaded and in use, {build.driver} is wanted and on disk",
         "It changes at the next reboot.",

@@ -48,6 +48,11 @@ def trial_key(tree: Tree) -> str:
     return f"{tree.build.driver}/{tree.build.os_version} {tree.identity}"
 
 
+def refusal_key(tree: Tree, facts: DriverFacts, settings: Settings) -> str:
+    """What a tree is remembered under that can never come up here, as things are here now."""
+    return f"{trial_key(tree)} refused: lockdown {facts.lockdown}, {' '.join(settings.driver.modules)}"
+
+
 def given_up(facts: DriverFacts, settings: Settings) -> Attempt | None:
     """The failed activations of the configured tree, once they are as many as the configuration allows."""
     tree = tree_of(facts, configured(facts, settings))
@@ -55,9 +60,12 @@ def given_up(facts: DriverFacts, settings: Settings) -> Attempt | None:
 
 
 def _exhausted(tree: Tree, facts: DriverFacts, settings: Settings) -> Attempt | None:
-    key = trial_key(tree)
-    trial = next((trial for trial in facts.trials if trial.reference == key), None)
-    return trial if trial and trial.count >= settings.driver.attempts else None
+    counted, refused = trial_key(tree), refusal_key(tree, facts, settings)
+    for trial in facts.trials:
+        enough = trial.reference == counted and trial.count >= settings.driver.attempts
+        if enough or trial.reference == refused:
+            return trial
+    return None
 
 
 def fallback(facts: DriverFacts, settings: Settings) -> Tree | None:
@@ -92,10 +100,12 @@ def fallback_problem(facts: DriverFacts, settings: Settings) -> Problem | None:
     if trial is None or tree is None:
         return None
     build = configured(facts, settings)
+    refused = " refused: " in trial.reference
+    what = "cannot come up" if refused else f"did not come up {trial.count} times"
+    last = ":" if refused else "; the last time:"
     return Problem(
         Code.DRIVER_FALLBACK,
-        f"driver {build.driver} did not come up {trial.count} times, driver {tree.build.driver} is back; "
-        f"the last time: {trial.problem.sentence}",
+        f"driver {build.driver} {what}, driver {tree.build.driver} is back{last} {trial.problem.sentence}",
         "Publish another image under its tag (nvidiad takes it), or set another 'driver.version'.",
     )
 
@@ -122,9 +132,11 @@ def in_use(facts: DriverFacts) -> bool:
 
 
 def target(facts: DriverFacts, settings: Settings) -> Tree | None:
-    """The tree to be in force now: the wanted one, or that of another loaded driver while it is in use."""
+    """The tree to be in force now: the wanted one, or another while that is not here or cannot come in."""
     tree, loaded = find_tree(facts, settings), core(facts)
-    if tree is None or loaded is None or loaded.version == tree.build.driver or not in_use(facts):
+    if tree is None:
+        return _stand_in(facts, settings)
+    if loaded is None or loaded.version == tree.build.driver or not in_use(facts):
         return tree
     kept = (
         other
@@ -133,3 +145,22 @@ def target(facts: DriverFacts, settings: Settings) -> Tree | None:
         and (other.build.os_version, other.build.kernel) == (tree.build.os_version, tree.build.kernel)
     )
     return next(kept, tree)
+
+
+def _stand_in(facts: DriverFacts, settings: Settings) -> Tree | None:
+    """What is as good as the wanted build until that is on disk: the loaded driver, or the last known good.
+
+    A version that nobody has built yet, or an OS that goes back, takes no driver from a host that has one.
+    """
+    build, loaded = configured(facts, settings), core(facts)
+    here = [
+        tree
+        for tree in facts.trees
+        if (tree.build.os_version, tree.build.kernel, tree.build.product)
+        == (build.os_version, build.kernel, build.product)
+        and _exhausted(tree, facts, settings) is None
+    ]
+    if loaded is not None:
+        return next((tree for tree in here if tree.build.driver == loaded.version), None)
+    by_path = {tree.path: tree for tree in here}
+    return next((by_path[path] for path in facts.good if path in by_path), None)

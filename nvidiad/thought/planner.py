@@ -162,7 +162,7 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
     if bring_up.problem and bring_up.problem.code is Code.NOT_CONFIGURED:
         return bring_up
     if find_tree(facts.driver, settings) is None:
-        return _fetch_plan(facts, settings, memory, now)
+        return _stand_in(facts, settings, memory, now, bring_up) or _fetch_plan(facts, settings, memory, now)
     if bring_up.problem and bring_up.problem.code is Code.VERMAGIC_MISMATCH:
         # A tree that says it fits and does not, left by a kill between its installation and the check: the
         # image may have been mended since.
@@ -177,6 +177,17 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
         return replace(bring_up, steps=(), problem=_with_holders(bring_up.problem, facts))
     plan = _bring_up_plan(facts, settings, memory, now, bring_up)
     return _fallen_back(plan, facts, settings, memory)
+
+
+def _stand_in(
+    facts: HostFacts, settings: Settings, memory: Memory, now: float, bring_up: Plan
+) -> Plan | None:
+    """What another driver needs, which is in force until the wanted one is on disk; None where nothing."""
+    waits = bring_up.problem is not None and bring_up.problem.code is Code.TREE_MISSING
+    if not waits or choice.target(facts.driver, settings) is None:
+        return None
+    plan = _bring_up_plan(facts, settings, memory, now, replace(bring_up, problem=None))
+    return plan if plan.steps else None
 
 
 def _fallen_back(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory) -> Plan:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nvidiad.verbs.engine import DriverEngine
     from nvidiad.verbs.ports import DriverPorts, Log
 
+# What is wrong with a tree on this kernel before anything is loaded.
+_FOR_GOOD = frozenset({Code.LOCKDOWN, Code.TREE_INVALID, Code.VERMAGIC_MISMATCH})
 _ENDLESS = Problem(Code.INTERNAL, "the activation was cut off (the host went down, or it was killed)")
 
 
@@ -32,10 +34,14 @@ def bring_up(
 ) -> Report:
     """Do the plan. `now` is wall clock, in seconds since 1970."""
     tree = choice.target(facts, settings)
+    before = _known(ports.trials.read(), facts)
+    if tree and not facts.loaded and plan.problem and not plan.steps and plan.problem.code in _FOR_GOOD:
+        # No module is tried, and none would come in however often: another driver may.
+        key = choice.refusal_key(tree, facts, settings)
+        _write(ports, backoff.failed(before, Attempt(key, 1, now, plan.problem)), log)
     if tree is None or not any(isinstance(step, LoadModule) for step in plan.steps):
         return engine.execute(plan)
     key = choice.trial_key(tree)
-    before = _known(ports.trials.read(), facts)
     begun = backoff.failed(before, Attempt(key, 1, now, _ENDLESS))
     _write(ports, begun, log)
     report = engine.execute(plan)
@@ -53,7 +59,8 @@ def bring_up(
 def _known(trials: Memory, facts: DriverFacts) -> Memory:
     """Without those of trees that are gone."""
     here = {choice.trial_key(tree) for tree in facts.trees}
-    return Memory(tuple(attempt for attempt in trials.attempts if attempt.reference in here))
+    kept = (each for each in trials.attempts if each.reference.partition(" refused: ")[0] in here)
+    return Memory(tuple(kept))
 
 
 def _write(ports: DriverPorts, trials: Memory, log: Log) -> None:
