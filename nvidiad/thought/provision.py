@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 GATEWAY = "nvidiad-gentle"
 """The first part of the name below which a gateway of ours serves an image."""
 _OURS = re.compile(rf"127\.0\.0\.1:[0-9]+/{GATEWAY}/[0-9a-f]+@{DIGEST.pattern}")
+# More than any layer has; and it stays a number of seconds, whatever it is divided by.
+_NO_IMAGE = 10**15
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -96,7 +98,7 @@ def _digest(said: object) -> str:
 
 def _size(said: object) -> int:
     size = said.get("size") if isinstance(said, dict) else None
-    return size if type(size) is int and size > 0 else 0
+    return size if type(size) is int and 0 < size < _NO_IMAGE else 0
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -110,22 +112,26 @@ class Place(Value):
     device: int
     """Two directories of one file system share what is free there."""
     free: int
-    needed: int
+    pulling: int
+    """What is needed there while the image is pulled."""
+    installing: int
+    """What is needed there while its tree is installed."""
 
 
-def engine_needs(compressed: int, tree: int) -> int:
-    """What an engine takes at most at one time: a layer is fetched, and lies there until it is unpacked.
+def engine_needs(compressed: int, tree: int) -> tuple[int, int]:
+    """What an engine takes while it pulls, when layers lie there until they are unpacked, and after that.
 
     Of an image that does not say how large its tree is, the least is known: unpacking makes nothing smaller.
     """
-    return compressed + max(compressed, tree)
+    unpacked = max(compressed, tree)
+    return compressed + unpacked, unpacked
 
 
 def shortage(reference: str, places: Sequence[Place]) -> Failure | None:
     """Why there is no room for an image; None where there is."""
     for device in dict.fromkeys(place.device for place in places):
         here = [place for place in places if place.device == device]
-        needed = sum(place.needed for place in here)
+        needed = max(sum(place.pulling for place in here), sum(place.installing for place in here))
         free = min(place.free for place in here)
         if needed > free:
             where = " and ".join(f"'{place.directory}'" for place in here)
@@ -179,14 +185,23 @@ def expendable(images: Sequence[Held], repository: str, digest: str) -> tuple[st
     These are the image itself, others of its repository that a killed nvidiad pulled, and what gateways
     left. An image that somebody gave a tag is theirs.
     """
-    pinned = f"{repository}@{digest}"
+    here = _familiar(repository)
     gone: list[str] = []
     for image in images:
         for name in image.digests:
-            same = name == pinned or (image.ours and name.startswith(f"{repository}@"))
+            of, _, content = _familiar(name).partition("@")
+            same = of == here and (content == digest or image.ours)
             if _OURS.fullmatch(name) or (same and not image.tags):
                 gone.append(name)
     return tuple(gone)
+
+
+def _familiar(name: str) -> str:
+    """A name as engines list it: without the registry and folder that they take where none is named."""
+    for prefix in ("index.docker.io/", "docker.io/"):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix).removeprefix("library/")
+    return name
 
 
 def begun(images: Sequence[Held], digest: str) -> str:

@@ -29,6 +29,8 @@ _BURST = 0.25
 """Seconds for which the limit may be saved up."""
 _LARGEST, _SMALLEST = 64 << 10, 4 << 10
 _IDLE = 60
+# Anybody on this host may connect: how long without the name, and how many at most. An engine needs four.
+_STRANGER, _CONNECTIONS = 5, 32
 _PLACE = re.compile(r"/(manifests|blobs)/(sha256:[0-9a-f]{64})")
 _PASSED = ("content-length", "content-range", "content-type", "accept-ranges")
 _REFUSED = 400
@@ -142,6 +144,9 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "127.0.0.1", int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._connections) >= _CONNECTIONS:
+            self.shutdown_request(request)
+            return
         self._connections.add(request)
         super().process_request(request, client_address)
 
@@ -163,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: _Server
     protocol_version = "HTTP/1.1"
-    timeout = _IDLE
+    timeout = _STRANGER
 
     def handle(self) -> None:
         if self.connection.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
@@ -180,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(200, {})
             return
         place = _PLACE.fullmatch(self.path.removeprefix(prefix)) if self.path.startswith(prefix) else None
+        if place:
+            self.connection.settimeout(_IDLE)
         try:
             if place is None:
                 self._say(404, {"errors": [{"code": "NAME_UNKNOWN"}]})
@@ -229,8 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not gateway.pace.take(len(piece)):
                 self.close_connection = True
                 return
-            self.wfile.write(piece)
             gateway.sent(len(piece) if flow.status < _REFUSED else 0)
+            self.wfile.write(piece)
 
     def _say(self, status: int, document: object) -> None:
         body = json.dumps(document).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections import deque
 from contextlib import closing, contextmanager, suppress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nvidiad.thought.provision import Contents
     from nvidiad.thought.pull import Reference
     from nvidiad.world.dockerd import Conversation
+    from nvidiad.world.gateway import Gateway
     from nvidiad.world.repository import Repository
 
 __all__ = ["DockerImages", "Timeouts"]
@@ -38,13 +40,15 @@ ROOT = "/opt"
 """The install root that an image's installer takes by itself."""
 _TELL_EVERY = 0.25
 _LAST_LINES = 20
-# What is asked beside the engine must not cost much where only the engine has a way to the registry.
-_BESIDE = 3
+# Seconds: what is asked beside the engine must not cost much where only that has a way to the registry.
+_BESIDE, _BESIDE_ALL = 3, 10
 # An engine opens three connections for the layers of an image, and tells of each after half a megabyte.
 _CONNECTIONS = 8
 _UNTOLD = 2 << 20
-# After these an engine would fail in the same way once more.
-_FINAL = frozenset({Code.ENGINE_LOST, Code.DISK_FULL, Code.READ_ONLY, Code.IMAGE_CORRUPT, Code.PULL_TIMEOUT})
+# No pull takes a month, and a timer has its own limit.
+_LONGEST = 30 * 86400.0
+# What has nothing to do with the registry, whatever that did on the way: an engine gets over much of it.
+_OF_ENGINE = frozenset({Code.ENGINE_LOST, Code.DISK_FULL, Code.READ_ONLY, Code.PULL_TIMEOUT})
 
 
 class DockerImages:
@@ -98,11 +102,11 @@ class DockerImages:
             # A gentle pull that ended too early may have left all that is heavy under a name of its own.
             left = provision.begun(provision.held(engine.images()), digest)
             if not left:
-                with self._beside(name, digest, auth) as seen:
-                    if seen is not None:
-                        self._check_room(engine, reference, seen)
-                    if gentle and self._bandwidth:
-                        left = self._trickle(engine, reference, seen, tell)
+                seen = self._beside(name, digest, auth)
+                if seen is not None:
+                    self._make_room(engine, reference, name, seen)
+                if gentle and self._bandwidth:
+                    left = self._trickle(engine, reference, seen, auth, tell)
             # After that, what is asked for is but the real name.
             self._fetch(engine, reference, name.repository, digest, auth, _untold if left else tell)
             if left:
@@ -181,65 +185,115 @@ class DockerImages:
 
     # -- beside the engine -------------------------------------------------------------------------
 
-    @contextmanager
-    def _beside(self, name: Reference, digest: str, auth: dict[str, str] | None) -> Iterator[_Seen | None]:
+    def _beside(self, name: Reference, digest: str, auth: dict[str, str] | None) -> _Seen | None:
         """The image as nvidiad itself sees it in its registry.
 
-        None where only the engine can ask: by a mirror, a proxy or an authority of its own.
+        None where only the engine can ask, by a mirror, a proxy or an authority of its own, and where the
+        answer takes too long: a name may have many addresses, and a server may send a byte at a time.
         """
+        found: list[_Seen] = []
+
+        def ask() -> None:
+            limits = Limits(_BESIDE, _BESIDE, tries=1)
+            with suppress(Failure), closing(Repository(name.repository, auth, limits=limits)) as repository:
+                found.append(_see(repository, digest))
+
         from nvidiad.world.registry import Limits
         from nvidiad.world.repository import Repository
 
-        patience = self._engine.timeouts
-        limits = Limits(min(patience.connect, _BESIDE), patience.stall, _CONNECTIONS, tries=1)
-        with closing(Repository(name.repository, auth, limits=limits)) as repository:
-            seen = None
-            with suppress(Failure):
-                seen = _see(repository, digest)
-            yield seen
+        asking = threading.Thread(target=ask, name="beside", daemon=True)
+        asking.start()
+        asking.join(_BESIDE_ALL)
+        return found[0] if found else None
 
-    def _check_room(self, engine: Conversation, reference: str, seen: _Seen) -> None:
-        """Refuse an image that the disk has no room for, as far as anybody knows what it needs and where."""
+    def _make_room(self, engine: Conversation, reference: str, name: Reference, seen: _Seen) -> None:
+        """Refuse an image that the disk has no room for, also without what a killed nvidiad left there."""
+        short = self._shortage(engine, reference, seen)
+        if short:
+            for each in provision.expendable(
+                provision.held(engine.images()), name.repository, seen.document.digest
+            ):
+                engine.forget(each)
+            short = self._shortage(engine, reference, seen)
+        if short:
+            raise short
+
+    def _shortage(self, engine: Conversation, reference: str, seen: _Seen) -> Failure | None:
+        """What is missing, as far as anybody knows what is needed and where."""
         said = engine.about()
         root = Path(str(said.get("DockerRootDir", "")))
-        wanted: dict[Path, int] = {}
+        wanted: dict[Path, tuple[int, int]] = {}
         # Without it that place is none of the engine's: it sees other directories than we do, or keeps its
         # images elsewhere.
         if root.is_absolute() and (root / str(said.get("Driver", "?"))).is_dir():
             wanted[root] = provision.engine_needs(seen.parts.compressed, seen.tree)
         if self._root is not None and seen.tree:
-            wanted[self._root] = seen.tree
+            wanted[self._root] = 0, seen.tree
         places = [place for path, needed in wanted.items() if (place := _place(path, needed))]
-        if short := provision.shortage(reference, places):
-            raise short
+        return provision.shortage(reference, places)
 
     def _trickle(
-        self, engine: Conversation, reference: str, seen: _Seen | None, tell: Callable[[Progress], None]
+        self,
+        engine: Conversation,
+        reference: str,
+        seen: _Seen | None,
+        auth: dict[str, str] | None,
+        tell: Callable[[Progress], None],
     ) -> str:
         """Have the engine fetch the image from a gateway; the repository that it is named by after that.
 
         Empty where that cannot be: bandwidth is no reason to do without a driver.
         """
-        from nvidiad.world.gateway import Gateway
-
         why = "nvidiad itself does not get at the registry"
         if seen is not None:
-            patience, rate = self._engine.timeouts, self._bandwidth
-            limits = Timeouts(
-                patience.connect,
-                patience.stall + _UNTOLD / rate,
-                patience.total + seen.parts.compressed / rate,
-            )
-            with Gateway(seen.repository, seen.document, rate) as gateway:
-                try:
-                    self._fetch(engine, reference, gateway.name, seen.document.digest, None, tell, limits)
-                except Failure as failure:
-                    if gateway.served or failure.code in _FINAL:
-                        raise gateway.problem or failure from None
-                    why = failure.sentence
-                else:
-                    return gateway.name
+            try:
+                with self._gateway(reference, seen, auth) as gateway:
+                    why = self._through(gateway, engine, reference, seen, tell)
+                    if not why:
+                        return gateway.name
+            except (OSError, RuntimeError) as error:
+                why = f"nothing can be served to the engine ({error})"
         tell(Progress("pull-image", f"without a bandwidth limit: {why}; proceeding anyway"))
+        return ""
+
+    @contextmanager
+    def _gateway(self, reference: str, seen: _Seen, auth: dict[str, str] | None) -> Iterator[Gateway]:
+        from nvidiad.world.gateway import Gateway
+        from nvidiad.world.registry import Limits
+        from nvidiad.world.repository import Repository
+
+        patience = self._engine.timeouts
+        limits = Limits(patience.connect, patience.stall, _CONNECTIONS, tries=1)
+        repository = pulling.parse_reference(reference).repository
+        with (
+            closing(Repository(repository, auth, limits=limits)) as asked,
+            Gateway(asked, seen.document, self._bandwidth) as gateway,
+        ):
+            yield gateway
+
+    def _through(
+        self,
+        gateway: Gateway,
+        engine: Conversation,
+        reference: str,
+        seen: _Seen,
+        tell: Callable[[Progress], None],
+    ) -> str:
+        """Pull from the gateway; why the engine does not, where it is the way that is missing."""
+        patience, rate = self._engine.timeouts, self._bandwidth
+        limits = Timeouts(
+            patience.connect,
+            patience.stall + _UNTOLD / rate,
+            min(patience.total + seen.parts.compressed / rate, _LONGEST),
+        )
+        try:
+            self._fetch(engine, reference, gateway.name, seen.document.digest, None, tell, limits)
+        except Failure as failure:
+            if failure.code in _OF_ENGINE:
+                raise
+            if gateway.served or failure.code is Code.IMAGE_CORRUPT:
+                raise gateway.problem or failure from None
+            return failure.sentence
         return ""
 
     # -- the engine --------------------------------------------------------------------------------
@@ -313,7 +367,6 @@ def _adopt(engine: Conversation, name: str, environment: list[str]) -> str | Non
 class _Seen(Value):
     """An image as its registry shows it to nvidiad."""
 
-    repository: Repository
     document: Document
     parts: Contents
     """Of the image for this machine, where `document` is an index of several."""
@@ -326,15 +379,15 @@ def _see(repository: Repository, digest: str) -> _Seen:
     inner = provision.manifest_for(document, os.uname().machine)
     parts = provision.contents(repository.manifest(inner) if inner else document)
     tree = provision.tree_size(repository.blob(parts.config)) if parts.config else 0
-    return _Seen(repository, document, parts, tree)
+    return _Seen(document, parts, tree)
 
 
-def _place(path: Path, needed: int) -> Place | None:
+def _place(path: Path, needed: tuple[int, int]) -> Place | None:
     """What is free where a directory is or will be; None where nobody can tell."""
     there = next((one for one in (path, *path.parents) if one.is_dir()), path)
     try:
         free = os.statvfs(there)
-        return Place(str(path), there.stat().st_dev, free.f_bavail * free.f_frsize, needed)
+        return Place(str(path), there.stat().st_dev, free.f_bavail * free.f_frsize, *needed)
     except OSError:
         return None
 

@@ -46,6 +46,8 @@ class Answer(Value):
     status: int
     headers: Mapping[str, str]
     body: bytes
+    elsewhere: bool = False
+    """A redirect led to another host, which gave it."""
 
 
 class Flow(Value):
@@ -55,6 +57,7 @@ class Flow(Value):
     headers: Mapping[str, str]
     read: Callable[[int], bytes]
     """At most so many bytes more; none at the end."""
+    elsewhere: bool = False
 
 
 class Request(Value):
@@ -95,7 +98,8 @@ class Registry:
         """The answer, also one that refuses; asked again where the registry asks who we are."""
         ours, known = self._known(request)
         answer = self._send(request, known)
-        if answer.status == 401 and ours:
+        # Whoever else asks who we are is not told.
+        if answer.status == 401 and ours and not answer.elsewhere:
             answer = self._send(request, self._authorize(request, answer, known))
         return answer
 
@@ -104,7 +108,8 @@ class Registry:
         """As `ask`, but the answer is read while it comes: it may be of any size."""
         ours, known = self._known(request)
         with self._requested(request, known) as response:
-            refused = self._whole(request, response) if response.status == 401 and ours else None
+            asked = response.status == 401 and ours and not self._is_elsewhere(request, response)
+            refused = self._whole(request, response) if asked else None
             if refused is None:
                 yield self._flow(request, response)
                 return
@@ -190,7 +195,8 @@ class Registry:
             response = self._pool().request(
                 request.method, request.url, headers=headers, body=request.body, preload_content=False
             )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # A ValueError: a token that can stand in no header, a redirect to what is no URL.
             raise self._lost(error, request.what) from None
         whole = False
         try:
@@ -208,7 +214,14 @@ class Registry:
         if len(data) > request.limit or flow.read(1):
             detail = f"longer than the {request.limit} bytes that it may have"
             raise self.failure(Code.IMAGE_FOREIGN, request.what, detail)
-        return Answer(response.status, flow.headers, data)
+        return Answer(response.status, flow.headers, data, flow.elsewhere)
+
+    def _is_elsewhere(self, request: Request, response: urllib3.BaseHTTPResponse) -> bool:
+        """Whether somebody else gave the answer, to whom the registry sent us."""
+        place = request.url
+        for step in response.retries.history if response.retries else ():
+            place = urllib.parse.urljoin(place, step.redirect_location or place)
+        return not place.startswith(f"{self.base}/")
 
     def _flow(self, request: Request, response: urllib3.BaseHTTPResponse, *, decode: bool = False) -> Flow:
         import urllib3
@@ -220,7 +233,7 @@ class Registry:
                 raise self._lost(error, request.what) from None
 
         names = {name.lower(): value for name, value in response.headers.items()}
-        return Flow(response.status, names, read)
+        return Flow(response.status, names, read, self._is_elsewhere(request, response))
 
     def _lost(self, error: Exception, what: str) -> Failure:
         """The failure behind a connection that could not be made or that broke."""
@@ -295,7 +308,9 @@ def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:
         return urllib3.PoolManager(**settings)
     who = urllib3.util.parse_url(proxy).auth
     return urllib3.ProxyManager(
-        proxy, proxy_headers=urllib3.make_headers(proxy_basic_auth=who) if who else None, **settings
+        proxy,
+        proxy_headers=urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(who)) if who else None,
+        **settings,
     )
 
 

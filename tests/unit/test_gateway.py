@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -126,6 +126,22 @@ def ask(opened: Gateway, path: str, method: str = "GET", part: str = "") -> Repl
 
 def below(opened: Gateway, path: str) -> str:
     return f"/v2/{opened.name.partition('/')[2]}{path}"
+
+
+def test_strangers_take_neither_descriptors_nor_the_place_of_the_engine_for_long() -> None:
+    with gateway() as (opened, _), ExitStack() as strangers:
+        address = ("127.0.0.1", int(opened.name.partition("/")[0].partition(":")[2]))
+        for _number in range(100):
+            strangers.enter_context(closing(socket.create_connection(address, timeout=10)))
+        deadline = time.monotonic() + 20
+        mine = [t for t in threading.enumerate() if "process_request" in t.name]
+        assert len(mine) <= 32
+        while True:
+            with suppress(OSError, http.client.HTTPException):
+                assert ask(opened, below(opened, f"/blobs/{digest_of(CONFIG)}")).body == CONFIG
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 LAYER_PATH = f"/blobs/{digest_of(LAYER)}"

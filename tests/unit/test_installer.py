@@ -335,6 +335,17 @@ def test_a_tree_moved_aside_for_one_that_never_came_is_put_back(bench: Bench) ->
     bench.check()
 
 
+def test_the_tree_of_another_os_that_was_moved_aside_is_put_back_too(bench: Bench) -> None:
+    bench.run(OK)
+    aside = bench.target.with_name(".3975.2.0.old.partial")
+    bench.target.rename(aside)
+    shutil.rmtree(bench.image)
+    payload(bench.image, driver=DRIVER, release=("flatcar", "4081.2.0"), kernel=KERNEL)
+    bench.run(OK, "put back: '/opt/nvidia/535.309.01/3975.2.0'")
+    assert {tree.build.os_version for tree in bench.trees.list()} == {"3975.2.0", "4081.2.0"}
+    bench.check()
+
+
 def test_a_damaged_tree_moved_aside_is_not(bench: Bench) -> None:
     bench.run(OK)
     spoil(bench.target, Fault.WRONG_HASH)

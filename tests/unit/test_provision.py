@@ -85,14 +85,26 @@ def test_a_configuration_that_is_none_says_nothing(config: bytes) -> None:
 @pytest.mark.parametrize(
     ("places", "says"),
     [
-        ((Place("/d", 1, 100, 100),), ""),
-        ((Place("/d", 1, 99, 100),), "needs 100 bytes in '/d', 99 are free"),
-        ((Place("/d", 1, 100, 60), Place("/opt", 2, 100, 60)), ""),
-        ((Place("/d", 1, 100, 60), Place("/opt", 1, 100, 60)), "120 bytes in '/d' and '/opt', 100 are"),
-        ((Place("/d", 1, 100, 60), Place("/opt", 2, 10, 60)), "60 bytes in '/opt', 10 are free"),
+        ((Place("/d", 1, 100, 100, 60),), ""),
+        ((Place("/d", 1, 99, 100, 60),), "needs 100 bytes in '/d', 99 are free"),
+        ((Place("/d", 1, 100, 90, 60), Place("/opt", 2, 100, 0, 60)), ""),
+        ((Place("/d", 1, 120, 100, 60), Place("/opt", 1, 120, 0, 60)), ""),
+        (
+            (Place("/d", 1, 100, 90, 60), Place("/opt", 1, 100, 0, 60)),
+            "120 bytes in '/d' and '/opt', 100 are",
+        ),
+        ((Place("/d", 1, 100, 60, 60), Place("/opt", 2, 10, 0, 60)), "60 bytes in '/opt', 10 are free"),
         ((), ""),
     ],
-    ids=["fits", "not", "two disks", "one disk for both", "the second disk", "nobody knows"],
+    ids=[
+        "fits",
+        "not",
+        "two disks",
+        "one disk in turn",
+        "one disk for both",
+        "the second disk",
+        "nobody knows",
+    ],
 )
 def test_room(places: tuple[Place, ...], says: str) -> None:
     short = provision.shortage("reg.test/nv:1", places)
@@ -102,8 +114,8 @@ def test_room(places: tuple[Place, ...], says: str) -> None:
         assert says in short.sentence and "'reg.test/nv:1'" in short.sentence
 
 
-@pytest.mark.parametrize(("tree", "needed"), [(0, 200), (50, 200), (300, 400)])
-def test_an_engine_holds_a_layer_twice_for_a_while(tree: int, needed: int) -> None:
+@pytest.mark.parametrize(("tree", "needed"), [(0, (200, 100)), (50, (200, 100)), (300, (400, 300))])
+def test_an_engine_holds_a_layer_twice_for_a_while(tree: int, needed: tuple[int, int]) -> None:
     assert provision.engine_needs(100, tree) == needed
 
 
@@ -137,6 +149,20 @@ PINNED, OTHER = f"{REPOSITORY}@{A}", f"{REPOSITORY}@{B}"
 )
 def test_what_an_engine_may_forget(image: Held, gone: tuple[str, ...]) -> None:
     assert provision.expendable((image,), REPOSITORY, A) == gone
+
+
+@pytest.mark.parametrize(
+    ("configured", "listed"),
+    [
+        ("docker.io/acme/nv", "acme/nv"),
+        ("index.docker.io/acme/nv", "acme/nv"),
+        ("docker.io/library/nv", "nv"),
+        ("acme/nv", "docker.io/acme/nv"),
+    ],
+)
+def test_an_engine_has_shorter_names_for_one_registry(configured: str, listed: str) -> None:
+    image = Held((), (f"{listed}@{A}",), ours=True)
+    assert provision.expendable((image,), configured, A) == (f"{listed}@{A}",)
 
 
 def test_what_engines_list() -> None:

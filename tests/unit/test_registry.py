@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registries that are not what they seem: who is told who we are, and who may keep us waiting."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+
+from nvidiad.nouns.errors import Failure
+from nvidiad.thought.pull import parse_reference
+from nvidiad.world import images
+from nvidiad.world.images import DockerImages, Timeouts
+from nvidiad.world.registry import Limits
+from nvidiad.world.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DIGEST = "sha256:" + "a" * 64
+AUTH = {"username": "user", "password": "secret"}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as its test says, and keeps what it was sent."""
+
+    seen: ClassVar[list[tuple[str, str | None]]]
+    act: ClassVar[Callable[[Handler], None]]
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path.partition("?")[0], self.headers.get("Authorization")))
+        type(self).act(self)
+
+    def answer(self, status: int, body: bytes = b"{}", **headers: str) -> None:
+        self.send_response_only(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@contextmanager
+def serving(act: Callable[[Handler], None]) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    seen: list[tuple[str, str | None]] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Acting", (Handler,), {"seen": seen, "act": act}))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("way", ["whole", "in pieces"])
+def test_a_storage_that_asks_who_we_are_is_not_told(way: str) -> None:
+    def store(handler: Handler) -> None:
+        here = f"http://{handler.headers['Host']}/token"
+        handler.answer(401, WWW_Authenticate=f'Bearer realm="{here}",service="s"')
+
+    with serving(store) as (storage, told):
+
+        def redirect(handler: Handler) -> None:
+            handler.answer(307, Location=f"http://{storage}/bucket/blob")
+
+        with (
+            serving(redirect) as (registry, asked),
+            closing(Repository(f"{registry}/nv", AUTH, limits=Limits(1, 2, tries=1))) as repository,
+        ):
+            if way == "whole":
+                with pytest.raises(Failure):
+                    repository.blob(DIGEST)
+            else:
+                with repository.flow(DIGEST) as flow:
+                    assert flow.status == 401
+        assert told == [("/bucket/blob", None)]
+        assert len(asked) == 1
+
+
+def test_a_token_that_can_stand_in_no_header_is_a_failure_with_words() -> None:
+    def act(handler: Handler) -> None:
+        if handler.path.startswith("/token"):
+            handler.answer(200, json.dumps({"token": "a\nb"}).encode())
+        else:
+            here = f"http://{handler.headers['Host']}/token"
+            handler.answer(401, WWW_Authenticate=f'Bearer realm="{here}",service="s"')
+
+    with (
+        serving(act) as (registry, _),
+        closing(Repository(f"{registry}/nv", AUTH, limits=Limits(1, 2, tries=1))) as repository,
+        pytest.raises(Failure),
+    ):
+        repository.blob(DIGEST)
+
+
+def test_what_is_asked_beside_the_engine_takes_no_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that sends a byte now and then is never silent."""
+    monkeypatch.setattr(images, "_BESIDE_ALL", 0.5)
+    over = threading.Event()
+
+    def drip(handler: Handler) -> None:
+        handler.send_response_only(200)
+        handler.end_headers()
+        while not over.wait(0.1):
+            try:
+                handler.wfile.write(b" ")
+            except OSError:
+                return
+
+    with serving(drip) as (registry, seen):
+        began = time.monotonic()
+        adapter = DockerImages("unix:///nowhere", None, Timeouts(1, 2, 20))
+        assert adapter._beside(parse_reference(f"{registry}/nv:1"), DIGEST, None) is None
+        assert 0.4 < time.monotonic() - began < 5
+        assert seen
+        over.set()
