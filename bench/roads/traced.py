@@ -18,7 +18,7 @@ imported = time.monotonic_ns()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import DriverFacts
+    from nvidiad.nouns.facts import DriverFacts
     from nvidiad.nouns.plan import Plan, Report
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import DriverPorts

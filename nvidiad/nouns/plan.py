@@ -9,7 +9,8 @@ from nvidiad.nouns.upcoming import Verdict
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Build, Exposure, HostFacts, Phase, Problem
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Build, Exposure, Phase, Problem
     from nvidiad.nouns.steps import Step
     from nvidiad.nouns.upcoming import Stage
 

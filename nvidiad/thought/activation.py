@@ -30,7 +30,8 @@ from nvidiad.thought.choice import core, in_use, target, tree_of, wanted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nvidiad.nouns.model import DriverFacts, Holder, LinkerFacts, ModuleFile, MountFacts, Tree
+    from nvidiad.nouns.facts import DriverFacts, LinkerFacts, MountFacts
+    from nvidiad.nouns.model import Holder, ModuleFile, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.settings import Settings
 

@@ -14,7 +14,8 @@ from nvidiad.thought import choice, staging
 from nvidiad.thought.activation import named
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import HostFacts, Memory
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Memory
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.settings import Settings
 

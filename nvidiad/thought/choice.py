@@ -9,7 +9,8 @@ from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Build, Problem
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import Attempt, DriverFacts, LoadedModule, Tree
+    from nvidiad.nouns.facts import DriverFacts
+    from nvidiad.nouns.model import Attempt, LoadedModule, Tree
     from nvidiad.thought.settings import Settings
 
 

@@ -10,7 +10,8 @@ from nvidiad.nouns.model import Build, Kind, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import CudaFacts, Problem, Tree
+    from nvidiad.nouns.facts import CudaFacts
+    from nvidiad.nouns.model import Problem, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.settings import Settings
 

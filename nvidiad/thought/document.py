@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import CudaFacts, Memory, Problem, Progress, Tree, UnitState
+    from nvidiad.nouns.facts import CudaFacts
+    from nvidiad.nouns.model import Memory, Problem, Progress, Tree, UnitState
     from nvidiad.nouns.plan import CudaStatus, Plan, Report, Status
     from nvidiad.nouns.steps import Step
     from nvidiad.nouns.upcoming import Stage

@@ -11,7 +11,8 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import staging
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import HostFacts, Memory
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Memory
     from nvidiad.nouns.steps import Step
     from nvidiad.nouns.upcoming import NextSystem, Stage
     from nvidiad.thought.settings import Settings

@@ -28,7 +28,8 @@ from nvidiad.thought.activation import FREEING, activate, choose_exposure
 from nvidiad.thought.choice import find_tree, wanted
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import HostFacts, Memory, UnitState
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Memory, UnitState
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.settings import Settings
 

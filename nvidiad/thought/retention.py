@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from nvidiad.thought import choice, staging
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import HostFacts, Memory, Tree
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Memory, Tree
     from nvidiad.thought.settings import Settings
 
 

@@ -14,7 +14,8 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, choice
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import HostFacts, Memory, Tree
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Memory, Tree
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.settings import Settings
 

@@ -11,7 +11,7 @@ from nvidiad.nouns.steps import CheckDriver, LoadModule, MakeNodes
 from nvidiad.thought import backoff, choice
 
 if TYPE_CHECKING:
-    from nvidiad.nouns.model import DriverFacts
+    from nvidiad.nouns.facts import DriverFacts
     from nvidiad.nouns.plan import Plan, Report
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.engine import DriverEngine

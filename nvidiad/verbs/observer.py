@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import CudaFacts, DriverFacts, HostFacts, Kind, LinkerFacts, ModuleFile, problem_of
+from nvidiad.nouns.facts import CudaFacts, DriverFacts, HostFacts, LinkerFacts
+from nvidiad.nouns.model import Kind, ModuleFile, problem_of
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, choice, cuda, planner, staging

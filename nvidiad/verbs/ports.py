@@ -12,17 +12,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nvidiad.nouns.compatibility import Entry
+    from nvidiad.nouns.facts import LinkerFacts, MountFacts
     from nvidiad.nouns.manifest import Manifest
     from nvidiad.nouns.model import (
         Build,
         Gpu,
         Holder,
         Kind,
-        LinkerFacts,
         LoadedModule,
         Memory,
         ModuleFile,
-        MountFacts,
         Progress,
         Release,
         Tree,

@@ -17,7 +17,8 @@ from nvidiad.verbs.observer import last_activation, observe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import HostFacts, Problem, Progress
+    from nvidiad.nouns.facts import HostFacts
+    from nvidiad.nouns.model import Problem, Progress
     from nvidiad.nouns.plan import Plan, Report, Status
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Log, Ports

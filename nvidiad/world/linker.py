@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Library, LinkerFacts
+from nvidiad.nouns.facts import LinkerFacts
+from nvidiad.nouns.model import Library
 from nvidiad.thought import ldcache
 from nvidiad.world import files, process
 

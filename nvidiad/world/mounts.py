@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import MountFacts
+from nvidiad.nouns.facts import MountFacts
 from nvidiad.thought import parse
 from nvidiad.world import kernel_log, process
 

@@ -5,20 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nvidiad.nouns.model import (
-    Build,
-    DriverFacts,
-    Flavour,
-    Gpu,
-    HostFacts,
-    LinkerFacts,
-    LoadedModule,
-    ModuleFile,
-    MountFacts,
-    Release,
-    Tree,
-    UnitState,
-)
+from nvidiad.nouns.facts import DriverFacts, HostFacts, LinkerFacts, MountFacts
+from nvidiad.nouns.model import Build, Flavour, Gpu, LoadedModule, ModuleFile, Release, Tree, UnitState
 from nvidiad.nouns.value import replace
 from nvidiad.thought import config
 

@@ -6,16 +6,8 @@ from __future__ import annotations
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import (
-    DriverFacts,
-    Exposure,
-    Gpu,
-    Holder,
-    LinkerFacts,
-    LoadedModule,
-    MountFacts,
-    Release,
-)
+from nvidiad.nouns.facts import DriverFacts, LinkerFacts, MountFacts
+from nvidiad.nouns.model import Exposure, Gpu, Holder, LoadedModule, Release
 from nvidiad.nouns.steps import LoadHostModules, LoadModule, step_name
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, choice

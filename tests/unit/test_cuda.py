@@ -13,19 +13,9 @@ import pytest
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent
+from nvidiad.nouns.facts import CudaFacts, HostFacts
 from nvidiad.nouns.manifest import LinkEntry
-from nvidiad.nouns.model import (
-    Attempt,
-    Build,
-    CudaFacts,
-    HostFacts,
-    Kind,
-    LoadedModule,
-    Memory,
-    Phase,
-    Problem,
-    Tree,
-)
+from nvidiad.nouns.model import Attempt, Build, Kind, LoadedModule, Memory, Phase, Problem, Tree
 from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
 from nvidiad.nouns.value import replace
 from nvidiad.thought import config, cuda, metrics, planner

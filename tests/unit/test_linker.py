@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import LinkerFacts
+from nvidiad.nouns.facts import LinkerFacts
 from nvidiad.world import process
 from nvidiad.world.linker import Linker
 from tests.unit.trees import calls, fake_program, make_tree

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Library, LinkerFacts, LoadedModule, Memory, Phase, Tree
+from nvidiad.nouns.facts import LinkerFacts
+from nvidiad.nouns.model import Library, LoadedModule, Memory, Phase, Tree
 from nvidiad.nouns.steps import CheckDriver, StartUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, planner
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from nvidiad.nouns.model import DriverFacts, Problem
+    from nvidiad.nouns.facts import DriverFacts
+    from nvidiad.nouns.model import Problem
     from nvidiad.nouns.plan import Plan, Status
 
 OTHER = "535.261.03"

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Attempt, Holder, HostFacts, LoadedModule, Memory, Phase, Problem
+from nvidiad.nouns.model import Attempt, Holder, LoadedModule, Memory, Phase, Problem
 from nvidiad.nouns.steps import StartUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import planner
 from tests.unit import facts as f
 
 if TYPE_CHECKING:
+    from nvidiad.nouns.facts import HostFacts
     from nvidiad.nouns.plan import Plan
 
 NOW = 1000.0

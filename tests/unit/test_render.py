@@ -16,19 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvidiad.nouns.errors import Code
+from nvidiad.nouns.facts import DriverFacts, HostFacts, LinkerFacts, MountFacts
 from nvidiad.nouns.model import (
     Attempt,
     Build,
-    DriverFacts,
     Exposure,
     Flavour,
     Gpu,
     Holder,
-    HostFacts,
-    LinkerFacts,
     LoadedModule,
     Memory,
-    MountFacts,
     Phase,
     Problem,
     Progress,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.nouns.facts import LinkerFacts, MountFacts
 from nvidiad.nouns.manifest import FileEntry, Manifest
 from nvidiad.nouns.model import (
     Attempt,
@@ -19,11 +20,9 @@ from nvidiad.nouns.model import (
     Gpu,
     Holder,
     Kind,
-    LinkerFacts,
     LoadedModule,
     Memory,
     ModuleFile,
-    MountFacts,
     Progress,
     Release,
     Tree,
