@@ -318,6 +318,8 @@ class Ahead:
         host.run("systemctl stop nvidiad; systemctl kill -s HUP systemd-logind", check=True)
         host.run(f"rm -rf /opt/nvidia/*/{road.NEXT[0]} /opt/nvidia/{road.OTHER_DRIVER}", check=True)
         host.run("docker images -q | xargs -r docker rmi -f")
+        # That it has rebooted for this system before, for one.
+        host.run("rm -rf /var/lib/nvidiad/*", check=True)
         made = road.configuration(stage=_STAGE, reboot={"automatic": automatic})
         host.write("/etc/nvidiad/nvidiad.toml", made)
         host.systemctl("start", "nvidiad.socket", "nvidiad.service")

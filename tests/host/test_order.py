@@ -279,7 +279,10 @@ def test_what_the_update_engine_says_is_in_status_and_metrics(ready: Host) -> No
     said("UPDATED_NEED_REBOOT", road.NEXT[0])
     assert road.metric(host, "nvidiad_staged_trees") == 1
     assert road.NEXT[0] in host.nvidiad("status", check=True).out
+    # Started anew it knows that something is on disk, and not what.
     host.systemctl("restart", "update-engine.service")
+    road.wait_status(host, lambda d: (d["update"] or {}).get("version") == "", "the version is forgotten")
+    host.update_engine("IDLE")
     road.wait_status(host, lambda d: (d["update"] or {}).get("operation") == "UPDATE_STATUS_IDLE", "idle")
     host.systemctl("stop", "update-engine.service")
     road.wait_status(host, lambda d: d["update"] is None, "no update engine")
