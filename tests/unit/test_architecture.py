@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,25 @@ def test_imports_point_from_lower_rows_to_upper_rows(path: Path) -> None:
             # The package itself holds nothing but its version.
             allowed = row(parts[1:]) <= ring(path) or imported == "nvidiad.__version__"
             assert allowed, f"{name(path)} imports {imported}"
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    """Types, too: two rooms that need each other's nouns are one room, or three."""
+    rooms = {
+        path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", "."): path
+        for path in MODULES
+    }
+    known = {
+        room: {
+            found
+            for imported in imports(path)
+            for found in (imported, imported.rpartition(".")[0])
+            if found in rooms and found != room
+        }
+        for room, path in rooms.items()
+    }
+    assert known["nvidiad.nouns.facts"] >= {"nvidiad.nouns.model", "nvidiad.nouns.upcoming"}
+    TopologicalSorter(known).prepare()
 
 
 @pytest.mark.parametrize("companion", COMPANIONS)
