@@ -24,7 +24,7 @@ CONFIGURATION = "/etc/nvidiad/nvidiad.toml"
 _FAST = {"": "off", "--json=off": "off", "--json=short": "short", "--json=pretty": "pretty"}
 
 _EPILOG = """\
-exit status: 0 ready, 1 failure, 2 usage, 3 not running, 4 running but not ready
+exit status: 0 ready, 1 failure, 2 usage, 3 not running, 4 running but not ready, 75 a reboot is to wait
 See nvidiad(8)."""
 
 

@@ -215,7 +215,7 @@ def _with_next(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory,
     phase, _ = _phase(facts, settings, plan)
     if plan.steps or phase is Phase.CONVERGING:
         return plan
-    due = next((steps for stage in stages if (steps := staging.steps(stage, memory))), ())
+    due = next((steps for stage in stages if (steps := staging.steps(stage, facts, memory))), ())
     if not due:
         return plan
     return replace(plan, reason=f"{stages[0].next.version or 'the next OS'} comes next", steps=due)
@@ -224,7 +224,7 @@ def _with_next(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory,
 def _with_retention(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     """Room is made when everything else is in order: only then it is sure what is needed."""
     phase, _ = _phase(facts, settings, plan)
-    if plan.steps or phase is not Phase.READY or plan.problem:
+    if plan.steps or phase is not Phase.READY:
         return plan
     gone = tuple(RemoveTree(tree.path) for tree in retention.surplus(facts, settings, memory))
     due = tuple(step for step in gone if _wait(step, facts, settings, memory, now) <= 0)

@@ -269,14 +269,15 @@ def _stage(
     return Stage(StageState.UNFIT, found, build, image, tree.path, problem, again)
 
 
-def steps(stage: Stage, memory: Memory) -> tuple[Step, ...]:
-    """What brings a stage further now."""
+def steps(stage: Stage, facts: HostFacts, memory: Memory) -> tuple[Step, ...]:
+    """What brings a stage further now: gently, unless somebody waits for the reboot."""
     if stage.due is not None:
         return ()
     if stage.state is StageState.FETCHING:
+        gentle = not (facts.reboot and facts.reboot.preparing)
         return (
-            PullImage(stage.reference, stage.build, gentle=True),
-            InstallTree(stage.reference, stage.build, gentle=True),
+            PullImage(stage.reference, stage.build, gentle=gentle),
+            InstallTree(stage.reference, stage.build, gentle=gentle),
         )
     if stage.state is StageState.UNFIT:
         return (RenewTree(stage.reference, stage.build, stage.tree, origin(memory, stage.tree)),)

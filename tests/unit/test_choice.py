@@ -8,6 +8,8 @@ import pytest
 from nvidiad.nouns.errors import Code, Transient
 from nvidiad.nouns.model import Build, Phase
 from nvidiad.nouns.value import replace
+from nvidiad.thought import render
+from nvidiad.thought.document import document
 from tests.unit import facts
 from tests.unit.test_ahead import AT_ONCE, BUILD, DONE, KERNEL, NEXT, SLOT, in_force, look
 from tests.unit.world import DRIVER_UNIT, KUBELET, NODES, World
@@ -18,6 +20,11 @@ GONE = Transient(Code.REGISTRY_UNREACHABLE, "no network")
 
 def want_other(world: World, more: str = "") -> None:
     world.settings = facts.settings(f'{AT_ONCE}[driver]\nversion = "{OTHER}"\n{more}')
+
+
+def text(world: World) -> str:
+    made = document(look(world), version="0", memory=world.disk.memory)
+    return render.text(made, now=world.clock, colour=False)
 
 
 def is_up(world: World, driver: str) -> bool:
@@ -43,6 +50,19 @@ def test_a_version_that_is_not_there_takes_no_driver_from_a_host(held: set[str])
     world.clock += 1000
     assert look(world).phase is Phase.READY
     assert is_up(world, OTHER)
+
+
+def test_the_status_says_that_another_driver_works_meanwhile() -> None:
+    world = in_force()
+    want_other(world)
+    said = text(world)
+    assert f"Usable: with driver {facts.DRIVER} until {OTHER} is there\n" in said
+    # Not where it does not.
+    world.disk.trees.clear()
+    world.disk.current = None
+    world.boot()
+    said = text(world)
+    assert "Usable: no\n" in said
 
 
 def test_what_is_missing_of_the_driver_that_stands_in_is_mended() -> None:

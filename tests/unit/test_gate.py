@@ -212,6 +212,15 @@ def test_a_pull_does_not_make_a_hold_longer_than_configured() -> None:
     assert order[:4] == ["hold", "limit", "release", "pull"]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_somebody_waits_for_is_pulled_as_fast_as_it_comes(asked: bool) -> None:  # noqa: FBT001
+    world = in_force()
+    world.volatile.update, world.volatile.slot, world.volatile.asked = DONE, SLOT, asked
+    world.push(BUILD)
+    look(world)
+    assert world.gently[1:] == [not asked]  # the first was for the OS that runs
+
+
 # -- nvidiad's own reboot ----------------------------------------------------------------------------------
 
 

@@ -227,6 +227,8 @@ class World:
         """Who dies at that effect: the daemon, the activation that systemd runs, or the host."""
         self.dies_after = False
         self.starts: list[str] = []
+        self.gently: list[bool] = []
+        """For each pull, whether it left bandwidth to others."""
         self._in_activation = False
 
     # -- being killed
@@ -501,6 +503,7 @@ class _Images(_Part):
         self, reference: str, digest: str, tell: Callable[[Progress], None], *, gentle: bool = False
     ) -> None:
         self._ask()
+        self.world.gently.append(gentle)
         self.world.meanwhile()
         tell(Progress("pull-image", "1 of 1 layers", 1, 1))
         image = next((i for i in self.world.registry.values() if i.digest == digest), None)
