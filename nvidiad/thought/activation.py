@@ -74,7 +74,8 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
         return Plan("the wanted build is not on disk", problem=_missing(facts, settings))
     pending = _pending(facts, settings, tree)
     if problem := _unfit(facts, settings, tree):
-        if core(facts) and pending:
+        # A driver that waits for the reboot works until then; one that stands in must itself be whole.
+        if core(facts) and pending and pending.code is not Code.TREE_MISSING:
             problem = pending
         return Plan(f"'{tree.build}' cannot be brought up", problem=problem)
     unload = _unload_steps(facts, tree)

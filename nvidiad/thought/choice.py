@@ -75,10 +75,13 @@ def fallback(facts: DriverFacts, settings: Settings) -> Tree | None:
     That is the last one known good on this OS release and kernel, else one here of the driver that was last
     known good on another release.
     """
+    return _known_good(facts, settings) if given_up(facts, settings) else None
+
+
+def _others(facts: DriverFacts, settings: Settings) -> list[Tree]:
+    """The trees of other drivers than the configured one for what runs here."""
     build = configured(facts, settings)
-    if not facts.good or given_up(facts, settings) is None:
-        return None
-    here = [
+    return [
         tree
         for tree in facts.trees
         if tree.build.driver != build.driver
@@ -87,6 +90,10 @@ def fallback(facts: DriverFacts, settings: Settings) -> Tree | None:
         and (tree.build.os_version, tree.build.kernel, tree.build.product)
         == (build.os_version, build.kernel, build.product)
     ]
+
+
+def _known_good(facts: DriverFacts, settings: Settings) -> Tree | None:
+    here = _others(facts, settings)
     by_path = {tree.path: tree for tree in here}
     known = next((by_path[path] for path in facts.good if path in by_path), None)
     if known:
@@ -153,15 +160,7 @@ def _stand_in(facts: DriverFacts, settings: Settings) -> Tree | None:
 
     A version that nobody has built yet, or an OS that goes back, takes no driver from a host that has one.
     """
-    build, loaded = configured(facts, settings), core(facts)
-    here = [
-        tree
-        for tree in facts.trees
-        if (tree.build.os_version, tree.build.kernel, tree.build.product)
-        == (build.os_version, build.kernel, build.product)
-        and _exhausted(tree, facts, settings) is None
-    ]
-    if loaded is not None:
-        return next((tree for tree in here if tree.build.driver == loaded.version), None)
-    by_path = {tree.path: tree for tree in here}
-    return next((by_path[path] for path in facts.good if path in by_path), None)
+    loaded = core(facts)
+    if loaded is None:
+        return _known_good(facts, settings)
+    return next((t for t in _others(facts, settings) if t.build.driver == loaded.version), None)

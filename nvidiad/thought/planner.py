@@ -188,7 +188,7 @@ def _stand_in(
     if not waits or choice.target(facts.driver, settings) is None:
         return None
     plan = _bring_up_plan(facts, settings, memory, now, replace(bring_up, problem=None))
-    return plan if plan.steps else None
+    return plan if any(_wait(step, facts, settings, memory, now) <= 0 for step in plan.steps) else None
 
 
 def _fallen_back(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory) -> Plan:

@@ -135,24 +135,15 @@ def _usable_rows(document: Document, now: float) -> Rows:
     driver = _object(document.get("driver"))
     since = _number(document.get("since"))
     usable = USABLE.get(phase, "no")
-    if phase == "pending-reboot" and driver.get("loaded"):
-        usable = f"with driver {_text(driver.get('loaded'))} until the reboot"
-    elif _stands_in(document, driver):
-        usable = f"with driver {_text(driver.get('loaded'))} until {_text(driver.get('wanted'))} is there"
+    if phase not in USABLE and document.get("usable"):
+        end = "the reboot" if phase == "pending-reboot" else f"{_text(driver.get('wanted'))} is there"
+        usable = f"with driver {_text(driver.get('loaded'))} until {end}"
     rows = [("Usable", f"{usable}, since {past(since, now)}" if since else usable)]
     for gpu in _objects(document.get("gpus")):
         bound = _text(gpu.get("bound"))
         words = f"{_text(gpu.get('address'))} [{_text(gpu.get('device'))}], "
         rows.append(("GPU", words + (f"bound to {bound}" if bound else "not bound")))
     return rows
-
-
-def _stands_in(document: Document, driver: Document) -> bool:
-    """Whether another driver than the wanted one works meanwhile."""
-    loaded, units = driver.get("loaded"), _objects(document.get("units"))
-    active = any(unit.get("name") == "nvidia.service" and unit.get("active") == "active" for unit in units)
-    waits = _text(document.get("phase")) in ("waiting", "converging")
-    return waits and active and loaded not in (None, driver.get("wanted"))
 
 
 def _driver_rows(document: Document) -> Rows:

@@ -55,6 +55,10 @@ def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
         # It restarts, hangs or refuses us: what it said holds until it says something else.
         staged = bool(_seen(memory, facts, _REBOOT))
         found = NextSystem(_last_seen(facts, memory), "", "update_engine", staged=staged)
+    elif known.problem and (seen := _seen(memory, facts, _REBOOT)):
+        # One look at which a file or a command cannot be read takes nothing back, either.
+        kernel, _, told = seen[-1].what.removeprefix(_REBOOT).partition(" ")
+        found = NextSystem(told, "" if kernel == _NAMELESS else kernel, "what was read before", staged=True)
     if found and found.staged and not found.kernel:
         # One look at which the slot cannot be read takes nothing back of what it said.
         found = replace(found, kernel=_kernel_seen(facts, memory, found.version))
@@ -107,7 +111,10 @@ def notice(memory: Memory, facts: HostFacts) -> Memory:
     kept: list[Sighting] = []
     for sighting in memory.sightings:
         if sighting.what.startswith(_REBOOTED):
-            kept.append(sighting)
+            # Over once that system runs.
+            running = NextSystem(facts.driver.release.version, facts.driver.kernel, "", staged=False)
+            if sighting.boot_id == boot or not _is_of(sighting, _REBOOTED, running):
+                kept.append(sighting)
         elif sighting.boot_id == boot and sighting.what.startswith(_REBOOT):
             # What waits for the reboot is another system each time: none of them waits twice as long.
             if found and found.staged:

@@ -35,7 +35,7 @@ def bring_up(
     """Do the plan. `now` is wall clock, in seconds since 1970."""
     tree = choice.target(facts, settings)
     before = _known(ports.trials.read(), facts)
-    if tree and not facts.loaded and plan.problem and not plan.steps and plan.problem.code in _FOR_GOOD:
+    if tree and plan.problem and _is_refused(plan, facts):
         # No module is tried, and none would come in however often: another driver may.
         key = choice.refusal_key(tree, facts, settings)
         _write(ports, backoff.failed(before, Attempt(key, 1, now, plan.problem)), log)
@@ -47,6 +47,7 @@ def bring_up(
     report = engine.execute(plan)
     failed = next((result for result in report.results if result.problem), None)
     if failed is None:
+        before = backoff.succeeded(before, choice.refusal_key(tree, facts, settings))
         _write(ports, backoff.succeeded(before, key), log)
     elif isinstance(failed.step, LoadModule | MakeNodes | CheckDriver) and failed.problem:
         _write(ports, backoff.failed(before, Attempt(key, 1, now, failed.problem)), log)
@@ -54,6 +55,12 @@ def bring_up(
         # Not the driver's fault: another one would meet the same.
         _write(ports, before, log)
     return report
+
+
+def _is_refused(plan: Plan, facts: DriverFacts) -> bool:
+    # What cannot be read may be readable the next time.
+    begun = facts.loaded or plan.steps or facts.tree_problem
+    return not begun and plan.problem is not None and plan.problem.code in _FOR_GOOD
 
 
 def _known(trials: Memory, facts: DriverFacts) -> Memory:

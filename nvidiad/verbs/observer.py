@@ -67,8 +67,8 @@ def known_good(memory: Memory) -> tuple[str, ...]:
     return tuple(path for path in (memory.last_good, memory.former_good) if path)
 
 
-def observe(ports: Ports, settings: Settings) -> HostFacts:
-    """Everything the daemon decides on."""
+def observe(ports: Ports, settings: Settings, memory: Memory | None = None) -> HostFacts:
+    """Everything the daemon decides on; `memory` is what it could not write down, if so."""
     driver = look_at_driver(ports.driver, settings)
     core, tree = choice.core(driver), choice.find_tree(driver, settings)
     version = tree.build.driver if tree else settings.driver.version
@@ -84,10 +84,11 @@ def observe(ports: Ports, settings: Settings) -> HostFacts:
         reboot=ports.shutdowns.facts(),
         uptime=ports.driver.host.uptime(),
     )
-    return replace(facts, next=look_ahead(ports, settings, facts))
+    remembered = ports.driver.memories.read() if memory is None else memory
+    return replace(facts, next=look_ahead(ports, settings, facts, remembered))
 
 
-def look_ahead(ports: Ports, settings: Settings, facts: HostFacts) -> NextFacts:
+def look_ahead(ports: Ports, settings: Settings, facts: HostFacts, memory: Memory) -> NextFacts:
     """What is known of the OS that comes next."""
     update, required = ports.updates.status(), ports.next.reboot_required()
     known = NextFacts(update, required)
@@ -98,7 +99,7 @@ def look_ahead(ports: Ports, settings: Settings, facts: HostFacts) -> NextFacts:
         known = replace(known, announced=ports.next.announced())
     except Failure as failure:
         known = replace(known, problem=problem_of(failure))
-    facts, memory = replace(facts, next=known), ports.driver.memories.read()
+    facts = replace(facts, next=known)
     found = staging.next_system(facts, memory)
     if found is None or not found.kernel:
         return known

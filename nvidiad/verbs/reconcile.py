@@ -12,7 +12,7 @@ from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, cuda, gate, planner
 from nvidiad.verbs.engine import Engine
-from nvidiad.verbs.observer import last_activation, observe
+from nvidiad.verbs.observer import last_activation, look_ahead, observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ class Reconciler:
         if forced:
             memory = backoff.forgive(memory)
         for _ in range(_ROUNDS):
-            facts = observe(ports, settings)
+            facts = observe(ports, settings, memory)
             memory = self._write(memory, planner.notice(memory, facts, settings))
             plan = planner.decide(facts, settings, memory, self._now())
             status = self._assess(facts, settings, plan)
@@ -82,6 +82,7 @@ class Reconciler:
             memory = self._intend(memory, planner.intend(memory, facts, plan.steps))
             watch.facts, watch.memory = facts, memory
             self._report = engine.execute(plan, stopping=self._stopping)
+            memory = self._write(memory, watch.memory)
             memory = self._remember(memory, facts, settings, self._report, engine)
         self._log.warning("the plan does not come to an end, looking again later", rounds=_ROUNDS)
         return status
@@ -208,6 +209,12 @@ class _Watch:
         if reboot is None or not reboot.held:
             return
         facts = replace(self.facts, reboot=reboot, uptime=self._ports.driver.host.uptime())
+        if planner.is_held(facts, self._settings, self.memory, self._now()):
+            return
+        # Who reboots as soon as the update is there does so while these facts still say that it comes.
+        following = look_ahead(self._ports, self._settings, facts, self.memory)
+        self.facts = facts = replace(facts, next=following)
+        self.memory = planner.notice(self.memory, facts, self._settings)
         if not planner.is_held(facts, self._settings, self.memory, self._now()):
             self._log.info(
                 "done", what="let reboots go, in the middle of another step", step="release-reboot"

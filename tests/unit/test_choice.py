@@ -12,7 +12,7 @@ from nvidiad.thought import render
 from nvidiad.thought.document import document
 from tests.unit import facts
 from tests.unit.test_ahead import AT_ONCE, BUILD, DONE, KERNEL, NEXT, SLOT, in_force, look
-from tests.unit.world import DRIVER_UNIT, KUBELET, NODES, World
+from tests.unit.world import DRIVER_UNIT, KUBELET, NODES, PERSISTENCED, World
 
 OTHER = "550.1"
 GONE = Transient(Code.REGISTRY_UNREACHABLE, "no network")
@@ -73,6 +73,44 @@ def test_what_is_missing_of_the_driver_that_stands_in_is_mended() -> None:
     world.clock += 1000
     look(world)
     assert world.volatile.nodes == set(NODES)
+
+
+def test_a_unit_that_does_not_start_beside_the_stand_in_stops_no_download() -> None:
+    world = in_force()
+    want_other(world)
+    world.boot()
+    world.set_unit(PERSISTENCED, "inactive")
+    world.set_unit(DRIVER_UNIT, "active")
+    world.unstartable.add(PERSISTENCED)
+    world.push()
+    for _ in range(20):
+        world.clock += 60
+        look(world)
+    assert f"/opt/nvidia/{OTHER}/{facts.OS}" in world.disk.trees
+    assert world.volatile.loaded["nvidia"] == OTHER
+
+
+def test_a_stand_in_that_is_half_loaded_lets_nobody_go() -> None:
+    world = in_force()
+    want_other(world)
+    world.volatile.units.clear()
+    world.volatile.nodes.clear()
+    world.volatile.loaded = {"nvidia": facts.DRIVER}
+    want_other(world, 'modules = ["nvidia", "nvidia-peermem"]\n')
+    look(world)
+    assert world.unit(DRIVER_UNIT).active != "active"
+    assert world.unit(KUBELET).active != "active"
+
+
+def test_a_driver_staged_for_the_next_os_stands_in_there_too() -> None:
+    world = in_force()
+    world.push(BUILD)
+    world.volatile.update, world.volatile.slot = DONE, SLOT
+    look(world)
+    want_other(world)
+    world.refusal = GONE
+    world.boot(NEXT, KERNEL)
+    assert is_up(world, facts.DRIVER)
 
 
 def test_an_os_that_goes_back_finds_the_driver_it_had_though_another_is_configured_since() -> None:
@@ -167,6 +205,28 @@ def test_a_configured_module_that_a_driver_has_not_is_forgiven_with_the_configur
     world.clock += 1000
     assert look(world).phase is Phase.READY
     assert is_up(world, OTHER)
+
+
+@pytest.mark.parametrize("why", ["once unreadable", "once refused"])
+def test_what_once_failed_and_came_up_since_is_no_refusal(why: str) -> None:
+    world = in_force()
+    world.volatile.units.clear()
+    if why == "once unreadable":
+        world.disk.unread[facts.TREE.path] = Transient(Code.TREE_INVALID, "'nvidia.ko' cannot be read")
+    else:
+        world.lockdown = "integrity"
+        world.disk.unsigned.add(facts.TREE.path)
+    world.boot()
+    assert world.volatile.loaded == {}
+    world.disk.unread.clear()
+    world.disk.unsigned.clear()
+    world.clock += 1000
+    assert look(world).phase is Phase.READY
+    # It is as good as ever.
+    want_other(world)
+    look(world)
+    world.boot()
+    assert is_up(world, facts.DRIVER)
 
 
 def test_a_stand_in_that_cannot_come_up_is_told_and_the_wanted_one_still_fetched() -> None:

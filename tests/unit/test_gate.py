@@ -97,6 +97,22 @@ def test_one_bad_look_takes_nothing_back_of_what_the_slot_said() -> None:
     assert (go(status), stage(status).state, world.volatile.lock) == (False, StageState.UNFIT, True)
 
 
+def test_a_file_that_cannot_be_read_for_once_takes_nothing_back() -> None:
+    world = in_force(BRIEF)
+    world.disk.announced = SLOT
+    first = verdict(world)
+    assert not first.go
+    for _ in range(3):
+        world.clock += 20
+        world.unannounced = Transient(Code.NEXT_UNREADABLE, "'/run/next-os' has no KERNEL=")
+        assert not verdict(world).go
+        world.unannounced = None
+        assert verdict(world).until == first.until
+    assert world.volatile.lock
+    world.clock += 40
+    assert verdict(world).go
+
+
 def test_a_slot_that_cannot_be_read_costs_no_tree() -> None:
     world = by_kernel(AT_ONCE + "[retention]\ntrees = 1\n")
     push_for(world, KERNEL)
@@ -197,6 +213,45 @@ def test_a_shutdown_does_not_wait_for_a_pull_that_is_under_way() -> None:
     assert order[:4] == ["hold", "limit", "release", "pull"]
 
 
+def test_an_update_that_becomes_ready_during_a_pull_keeps_its_hold() -> None:
+    """Locksmith calls logind in the same moment, while the facts of the pull still say that it comes."""
+    world = in_force()
+    world.push(BUILD)
+    world.volatile.update = COMING
+
+    def finish() -> None:
+        world.volatile.update, world.volatile.slot, world.volatile.asked = DONE, SLOT, True
+        world.clock += 10
+
+    world.meanwhile = finish
+    look(world)
+    order = [effect.partition(" ")[0] for effect in world.effects if effect != "remember"]
+    assert order == ["hold", "limit", "pull", "install", "discard", "release"]
+
+
+def test_what_is_seen_during_a_pull_counts_from_there() -> None:
+    world = in_force(BRIEF)
+    world.push(BUILD)
+    world.volatile.update = COMING
+    began = world.clock
+
+    def finish() -> None:
+        world.volatile.update, world.volatile.slot, world.volatile.asked = DONE, SLOT, True
+        world.clock += 10
+
+    world.meanwhile = finish
+    world.registry.clear()
+    world.push(BUILD, exit_problem=FULL)
+    daemon = world.reconciler()
+    said = daemon.look(world.settings).plan
+    assert said is not None
+    assert said.verdict.until == began + 10 + 100
+    world.clock = began + 110
+    said = daemon.look(world.settings).plan
+    assert said is not None
+    assert said.verdict.go
+
+
 def test_a_pull_does_not_make_a_hold_longer_than_configured() -> None:
     world = in_force(BRIEF)
     world.push(BUILD)
@@ -241,6 +296,25 @@ def test_nvidiad_reboots_once_for_a_system_that_does_not_come_up() -> None:
     world.disk.announced = replace(SLOT, version="4152.1.0", kernel="6.6.60-flatcar")
     world.push(Build(facts.DRIVER, "4152.1.0", "6.6.60-flatcar"))
     look(world)
+    assert world.volatile.rebooted
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_reboot_that_led_where_it_should_is_no_reason_against_the_next_one(named: bool) -> None:  # noqa: FBT001
+    world = in_force(AT_ONCE + "[reboot]\nautomatic = true\nmaximum = 100\n")
+    world.push(BUILD)
+    world.volatile.update = DONE if named else replace(DONE, version="")
+    look(world)
+    world.clock += 101
+    look(world)
+    assert world.volatile.rebooted
+    world.boot(NEXT, KERNEL)
+    assert look(world).phase is Phase.READY
+    later = Build(facts.DRIVER, "4152.1.0", "6.6.60-flatcar")
+    world.push(later)
+    world.volatile.update = replace(DONE, version=later.os_version)
+    world.volatile.slot = StagedSystem(later.os_version, later.kernel, "the slot USR-A")
+    assert "another OS" not in verdict(world).reason
     assert world.volatile.rebooted
 
 

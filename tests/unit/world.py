@@ -137,6 +137,8 @@ class Disk:
     faulty: dict[str, str] = field(default_factory=dict)
     refused: dict[str, bool] = field(default_factory=dict)
     """Whether the kernel refuses the modules of a tree."""
+    unread: dict[str, Failure] = field(default_factory=dict)
+    """Trees whose modules cannot be read, and why."""
     unsigned: set[str] = field(default_factory=set)
     """Trees whose modules are not signed."""
     announced: StagedSystem | None = None
@@ -213,6 +215,10 @@ class World:
         """Why the daemon's memory cannot be written."""
         self.unreadable: Failure | None = None
         """Why neither the other slot nor the modules of the next driver can be read."""
+        self.unannounced: Failure | None = None
+        """Why the file that names the next OS cannot be read."""
+        self.unstartable: set[str] = set()
+        """Units that systemd does not start."""
         self.told_required = True
         """Who finishes an update leaves /run/reboot-required."""
         self.meanwhile: Callable[[], None] = lambda: None
@@ -601,6 +607,8 @@ class _Modules(_Part):
 
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
+        if tree in self.world.disk.unread:
+            raise self.world.disk.unread[tree]
         if self.world.unreadable and build.os_version != self.world.release:
             raise self.world.unreadable
         if build.kernel != kernel:
@@ -671,6 +679,8 @@ class _Units(_Part):
 
         def do() -> None:
             failure = world.start_driver_unit() if name == DRIVER_UNIT else None
+            if name in world.unstartable:
+                failure = Transient(Code.UNIT_FAILED, f"the start of {name} ended with 'dependency'")
             if failure:
                 failures.append(failure)
             elif name != DRIVER_UNIT:
@@ -717,6 +727,8 @@ class _Next(_Part):
         return self.world.volatile.slot
 
     def announced(self) -> StagedSystem | None:
+        if self.world.unannounced:
+            raise self.world.unannounced
         return self.world.disk.announced
 
 

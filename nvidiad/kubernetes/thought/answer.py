@@ -54,7 +54,8 @@ def read(body: bytes, now: float) -> Said:
     over = isinstance(until, int | float) and now >= until
     return Said(
         go=reboot.get("go") is True or over,
-        ready=document.get("phase") in _IN_ORDER,
+        # Another driver may be in force until the wanted one is there: then pods can run.
+        ready=document.get("phase") in _IN_ORDER or document.get("usable") is True,
         reason=str(reboot.get("reason", "")),
         summary=str(document.get("summary", "")),
     )

@@ -66,6 +66,12 @@ def test_whether_the_host_is_as_it_should_be(phase: str) -> None:
     assert said.ready == (phase in ("ready", "no-gpu", "standing-back"))
 
 
+@pytest.mark.parametrize("phase", ["waiting", "converging", "pending-reboot"])
+def test_a_driver_that_works_until_another_is_there_is_as_good(phase: str) -> None:
+    assert answer.read(document(phase=phase, usable=True), NOW).ready
+    assert not answer.read(document(phase=phase, usable=False), NOW).ready
+
+
 NO_ANSWER = {
     "no JSON": (b"{", "not JSON"),
     "no text": (b"\xff", "not JSON"),
