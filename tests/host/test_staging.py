@@ -155,7 +155,7 @@ def test_a_reboot_is_held_no_longer_than_configured(host: Host) -> None:
     before = host.boots
     ahead.finish(host)
     # Who waits is told for how long, and what for.
-    document = ahead.wait_stage(host, "awaited", "image-missing")
+    document = road.wait_status(host, lambda said: said["reboot"]["until"], "the reboot waits")
     assert 0 < document["reboot"]["until"] - document["looked"] <= 6
     host.wait_up(after=before)
     assert 5 < ahead.held_for(host) < 8
