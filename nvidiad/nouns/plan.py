@@ -75,5 +75,7 @@ class Status(Value):
     """Wall clock of the next attempt, seconds since 1970."""
     looked: float = 0.0
     warnings: tuple[str, ...] = ()
+    usable: bool = False
+    """Programs can use the GPU: with the wanted driver, or with another one that is in force until then."""
     cuda: CudaStatus | None = None
     """None where no CUDA is configured."""

@@ -91,11 +91,12 @@ def activate(facts: DriverFacts, settings: Settings) -> Plan:
 
 def is_pending(plan: Plan, facts: DriverFacts, settings: Settings) -> bool:
     """Whether the plan's problem only says that the wanted driver has to wait, with another one in force."""
-    if plan.problem is None or target(facts, settings) is None:
+    tree = target(facts, settings)
+    if plan.problem is None or tree is None or tree.build == wanted(facts, settings):
         return False
-    if plan.problem.code is Code.TREE_MISSING:
-        return bool(plan.steps) or core(facts) is not None
-    return plan.problem.code is Code.DRIVER_MISMATCH and bool(plan.steps)
+    if plan.problem.code not in (Code.TREE_MISSING, Code.DRIVER_MISMATCH):
+        return False
+    return bool(plan.steps) or (core(facts) is not None and _unfit(facts, settings, tree) is None)
 
 
 def loaded_version(facts: DriverFacts) -> str | None:

@@ -32,24 +32,22 @@ def retry_key(image: str) -> str:
     return f"cuda {image}"
 
 
-def refusal(facts: CudaFacts, build: Build, settings: Settings) -> Problem | None:
+def refusal(facts: CudaFacts, build: Build, driver: str) -> Problem | None:
     """Why the wanted CUDA, which is on disk, is not to be current: the wanted driver is too old for it."""
-    tree, driver = _on_disk(facts, build), settings.driver.version
+    tree = _on_disk(facts, build)
     if tree is None or not driver or not naming.is_older(driver, tree.minimum_driver):
         return None
     return problem_of(manifest.too_old(build, tree.minimum_driver, driver))
 
 
-def steps(facts: CudaFacts, build: Build, settings: Settings) -> tuple[Step, ...]:
+def steps(facts: CudaFacts, build: Build, driver: str, settings: Settings) -> tuple[Step, ...]:
     """Fetch it where it is not on disk and let `current` name it; nothing where it does."""
     tree = _on_disk(facts, build)
     if tree and tree.path == facts.current:
         return ()
     image, root = reference(build, settings), settings.install.root
     place = tree.path if tree else str(naming.tree_path(root, build))
-    fetch: tuple[Step, ...] = (
-        () if tree else (PullImage(image, build), InstallTree(image, build, settings.driver.version))
-    )
+    fetch: tuple[Step, ...] = () if tree else (PullImage(image, build), InstallTree(image, build, driver))
     return (*fetch, SelectTree(place, str(naming.current_path(root, Kind.CUDA))))
 
 

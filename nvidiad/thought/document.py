@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Phase
 from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from nvidiad.nouns.upcoming import Stage
 
 SCHEMA = 1
-# In these another driver than the wanted one may be in force.
-_MEANWHILE = frozenset({Phase.PENDING_REBOOT, Phase.WAITING, Phase.CONVERGING})
 
 Document = dict[str, object]
 
@@ -71,7 +68,7 @@ def _observed(status: Status, memory: Memory | None) -> Document:
     return {
         "phase": str(status.phase),
         "summary": status.summary,
-        "usable": _is_usable(status),
+        "usable": status.usable,
         "since": status.since,
         "looked": status.looked,
         "next_try": status.next_try,
@@ -96,18 +93,6 @@ def _observed(status: Status, memory: Memory | None) -> Document:
         "report": _report(status.report),
         "warnings": list(status.warnings),
     }
-
-
-def _is_usable(status: Status) -> bool:
-    """Whether programs can use the GPU: with the wanted driver, or with another one until that comes."""
-    host, unit = status.facts.driver, status.facts.unit("nvidia.service")
-    if status.phase is Phase.READY:
-        return True
-    if status.phase not in _MEANWHILE or unit is None or unit.active != "active" or host.nodes_missing:
-        return False
-    current = next((tree for tree in host.trees if tree.path == host.current), None)
-    loaded = next((module.version for module in host.loaded if module.name == "nvidia"), None)
-    return current is not None and loaded == current.build.driver != status.wanted.driver
 
 
 def _driver(status: Status, memory: Memory | None) -> Document:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Kind, Phase, Problem
+from nvidiad.nouns.model import Change, Kind, Phase, Problem
 from nvidiad.nouns.plan import CudaStatus, Plan, Status
 from nvidiad.nouns.steps import (
     HoldReboot,
@@ -24,13 +24,14 @@ from nvidiad.nouns.steps import (
 )
 from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, change, choice, cuda, gate, retention, staging
-from nvidiad.thought.activation import FREEING, activate, choose_exposure
+from nvidiad.thought.activation import FREEING, activate, choose_exposure, is_pending
 from nvidiad.thought.choice import find_tree, wanted
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import HostFacts
     from nvidiad.nouns.model import Memory, UnitState
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.upcoming import NextSystem, Stage, Verdict
     from nvidiad.thought.settings import Settings
 
 DRIVER_UNIT = "nvidia.service"
@@ -85,12 +86,10 @@ def intend(memory: Memory, facts: HostFacts, steps: tuple[Step, ...]) -> Memory:
     return change.intend(memory, steps)
 
 
-def is_held(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> bool:
-    """Whether the delay lock is to be kept, by facts of which only logind's and the uptime are fresh."""
-    found = staging.next_system(facts, memory)
-    stages = staging.stages(facts, settings, memory, now, found)
-    said = gate.verdict(facts, settings, memory, now, found, stages)
-    return settings.reboot.inhibit and gate.is_held(facts, found, stages, said)
+def look_on(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """A plan that is under way with what is known by now of the reboot, and its steps at logind."""
+    _, stages, said, guard = _ahead(facts, settings, memory, now)
+    return replace(plan, stages=stages, verdict=said, steps=guard)
 
 
 def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
@@ -131,7 +130,9 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
     build, problem = cuda.wanted(settings), plan.cuda_problem
     exposure, why = choose_exposure(settings.install.exposure, facts.driver.mounts)
     phase, summary = _phase(facts, settings, plan)
-    unit = facts.unit(DRIVER_UNIT)
+    unit, meanwhile = facts.unit(DRIVER_UNIT), activate(facts.driver, settings)
+    other = not meanwhile.steps and is_pending(meanwhile, facts.driver, settings)
+    active = unit is not None and unit.active == "active"
     since = unit.active_since / 1e6 if phase is Phase.READY and unit and unit.active_since else None
     return Status(
         phase=phase,
@@ -152,6 +153,7 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
             if unit.load == "masked" or (unit.active == "failed" and unit.name != DRIVER_UNIT)
         )
         + ((cuda.warning(facts.cuda, build, problem),) if build and problem else ()),
+        usable=phase is Phase.READY or (active and other),
         cuda=CudaStatus(build, cuda.reference(build, settings), problem) if build else None,
     )
 
@@ -173,7 +175,12 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
         # What is missing of the driver in use is mended; the other one waits.
         mending = _bring_up_plan(facts, settings, memory, now, replace(bring_up, problem=None))
         waiting = change.plan(facts, settings, memory, bring_up.problem)
-        return replace(mending, problem=waiting.problem) if bring_up.steps else waiting
+        unit = facts.unit(DRIVER_UNIT)
+        if bring_up.steps or unit is None or unit.active != "active":
+            return replace(mending, problem=waiting.problem)
+        # What the change has stopped starts after it; what the driver was late for starts now.
+        late = _start_steps(facts, settings, memory) if settings.driver.change is Change.REBOOT else ()
+        return replace(waiting, steps=waiting.steps or late)
     if bring_up.problem:
         return replace(bring_up, steps=(), problem=_with_holders(bring_up.problem, facts))
     plan = _bring_up_plan(facts, settings, memory, now, bring_up)
@@ -205,11 +212,7 @@ def _fallen_back(plan: Plan, facts: HostFacts, settings: Settings, memory: Memor
 
 def _with_next(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     """What concerns the next OS: the lock first, its driver where nothing of this one is left to do now."""
-    found = staging.next_system(facts, memory)
-    stages = staging.stages(facts, settings, memory, now, found)
-    said = gate.verdict(facts, settings, memory, now, found, stages)
-    guard = gate.steps(facts, settings, found, stages, said)
-    guard = tuple(step for step in guard if _wait(step, facts, settings, memory, now) <= 0)
+    found, stages, said, guard = _ahead(facts, settings, memory, now)
     look = gate.look_again(facts, memory, settings, found, stages) if found else None
     plan = replace(plan, stages=stages, verdict=said, look=look, steps=(*guard, *plan.steps))
     phase, _ = _phase(facts, settings, plan)
@@ -219,6 +222,18 @@ def _with_next(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory,
     if not due:
         return plan
     return replace(plan, reason=f"{stages[0].next.version or 'the next OS'} comes next", steps=due)
+
+
+def _ahead(
+    facts: HostFacts, settings: Settings, memory: Memory, now: float
+) -> tuple[NextSystem | None, tuple[Stage, ...], Verdict, tuple[Step, ...]]:
+    """What comes next, how far its drivers are, whether a reboot may go, and the steps that see to that."""
+    found = staging.next_system(facts, memory)
+    stages = staging.stages(facts, settings, memory, now, found)
+    said = gate.verdict(facts, settings, memory, now, found, stages)
+    guard = gate.steps(facts, settings, found, stages, said)
+    due = tuple(step for step in guard if _wait(step, facts, settings, memory, now) <= 0)
+    return found, stages, said, due
 
 
 def _with_retention(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
@@ -233,10 +248,10 @@ def _with_retention(plan: Plan, facts: HostFacts, settings: Settings, memory: Me
 
 def _with_cuda(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     """CUDA's steps where nothing of the driver is left to do: a long pull must not stand before that."""
-    build = cuda.wanted(settings)
-    if build and (refusal := cuda.refusal(facts.cuda, build, settings)):
+    build, driver = cuda.wanted(settings), wanted(facts.driver, settings).driver
+    if build and (refusal := cuda.refusal(facts.cuda, build, driver)):
         return replace(plan, cuda_problem=refusal)
-    steps = cuda.steps(facts.cuda, build, settings) if build else ()
+    steps = cuda.steps(facts.cuda, build, driver, settings) if build else ()
     if build is None or not steps:
         return plan
     attempt = backoff.find(memory, cuda.retry_key(cuda.reference(build, settings)))

@@ -136,7 +136,7 @@ def _usable_rows(document: Document, now: float) -> Rows:
     since = _number(document.get("since"))
     usable = USABLE.get(phase, "no")
     if phase not in USABLE and document.get("usable"):
-        end = "the reboot" if phase == "pending-reboot" else f"{_text(driver.get('wanted'))} is there"
+        end = "the reboot" if phase == "pending-reboot" else f"{_text(driver.get('wanted'))} takes its place"
         usable = f"with driver {_text(driver.get('loaded'))} until {end}"
     rows = [("Usable", f"{usable}, since {past(since, now)}" if since else usable)]
     for gpu in _objects(document.get("gpus")):

@@ -28,7 +28,7 @@ _COMING = frozenset(
 POLL_SECONDS = 60.0
 _UPDATE, _KERNEL, _REBOOT, _TOLD = "update ", "kernel ", "reboot ", "told by update_engine"
 _REBOOTED = "rebooted "
-_NAMELESS = "-"
+_NAMELESS, _FROM = "-", " from "
 
 
 def next_system(facts: HostFacts, memory: Memory) -> NextSystem | None:
@@ -111,9 +111,8 @@ def notice(memory: Memory, facts: HostFacts) -> Memory:
     kept: list[Sighting] = []
     for sighting in memory.sightings:
         if sighting.what.startswith(_REBOOTED):
-            # Over once that system runs.
-            running = NextSystem(facts.driver.release.version, facts.driver.kernel, "", staged=False)
-            if sighting.boot_id == boot or not _is_of(sighting, _REBOOTED, running):
+            # Over once another system runs than the one that was to be left.
+            if sighting.boot_id == boot or sighting.what.endswith(_left(facts)):
                 kept.append(sighting)
         elif sighting.boot_id == boot and sighting.what.startswith(_REBOOT):
             # What waits for the reboot is another system each time: none of them waits twice as long.
@@ -142,7 +141,7 @@ def reboot_since(memory: Memory, facts: HostFacts, found: NextSystem) -> float |
 def intend_reboot(memory: Memory, facts: HostFacts, found: NextSystem) -> Memory:
     """Memory with a reboot of ours into that system, before it is begun."""
     others = tuple(s for s in memory.sightings if not s.what.startswith(_REBOOTED))
-    mine = Sighting(_name(_REBOOTED, found), facts.driver.boot_id, facts.uptime)
+    mine = Sighting(f"{_name(_REBOOTED, found)}{_left(facts)}", facts.driver.boot_id, facts.uptime)
     return replace(memory, sightings=(*others, mine))
 
 
@@ -150,6 +149,11 @@ def was_in_vain(memory: Memory, facts: HostFacts, found: NextSystem) -> bool:
     """Whether an earlier boot was ended for that system, and this one is not of it."""
     boot = facts.driver.boot_id
     return any(s.boot_id != boot and _is_of(s, _REBOOTED, found) for s in memory.sightings)
+
+
+def _left(facts: HostFacts) -> str:
+    """The system that runs, as the one that a reboot leaves."""
+    return f"{_FROM}{facts.driver.kernel} {facts.driver.release.version}"
 
 
 def _name(kind: str, found: NextSystem) -> str:
@@ -160,7 +164,7 @@ def _is_of(sighting: Sighting, kind: str, found: NextSystem) -> bool:
     """Whether a sighting is that of a system, as far as either is known."""
     if not sighting.what.startswith(kind):
         return False
-    kernel, _, version = sighting.what.removeprefix(kind).partition(" ")
+    kernel, _, version = sighting.what.removeprefix(kind).partition(_FROM)[0].partition(" ")
     one_kernel = _NAMELESS in (kernel, found.kernel or _NAMELESS) or kernel == found.kernel
     return one_kernel and (not version or not found.version or version == found.version)
 
@@ -179,14 +183,20 @@ def _filled(sighting: Sighting, found: NextSystem) -> Sighting:
 
 
 def builds(facts: HostFacts, settings: Settings, found: NextSystem) -> tuple[Build, ...]:
-    """What should be on disk for it: the wanted driver first, which may be the one that it fell back to."""
+    """What should be on disk for it: the wanted driver first, which may be the one that it fell back to.
+
+    Then the configured one, and the one that is in force while the wanted one is not there.
+    """
     release = found.version if "{os}" in settings.image.tag else found.kernel
     if not release:
         return ()
-    drivers = dict.fromkeys(
-        (choice.wanted(facts.driver, settings).driver, settings.driver.version), settings.driver.product
-    )
-    return tuple(Build(driver, release, found.kernel, product) for driver, product in drivers.items())
+    host = facts.driver
+    drivers = [choice.wanted(host, settings).driver, settings.driver.version]
+    # What stands in here until the wanted one is built can do so there.
+    if choice.find_tree(host, settings) is None and (tree := choice.target(host, settings)):
+        drivers.append(tree.build.driver)
+    product = settings.driver.product
+    return tuple(Build(driver, release, found.kernel, product) for driver in dict.fromkeys(drivers))
 
 
 def reference(build: Build, settings: Settings) -> str:

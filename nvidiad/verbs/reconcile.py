@@ -12,7 +12,8 @@ from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, cuda, gate, planner
 from nvidiad.verbs.engine import Engine
-from nvidiad.verbs.observer import last_activation, look_ahead, observe
+from nvidiad.verbs.observer import last_activation, observe
+from nvidiad.verbs.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 # A look that leads to a plan leads to another look. The bound is for bugs: the road of a first install is
 # gates, fetch, driver unit, companions.
 _ROUNDS = 10
-# Between two looks at logind while a step takes its time.
-_WATCH_SECONDS = 2.0
 
 
 # Failures that a driver in force does not end.
@@ -64,7 +63,15 @@ class Reconciler:
     def look(self, settings: Settings, *, forced: bool = False) -> Status:
         """Look and act until nothing is left to do now; `forced` makes due what waits for a later try."""
         ports = self._ports = self._ports_for(settings)
-        watch = _Watch(ports, settings, self._log, self._now, self._seconds)
+        watch = Watch(
+            ports,
+            settings,
+            self._log,
+            now=self._now,
+            seconds=self._seconds,
+            publish=self._publish,
+            write=self._write,
+        )
         engine = Engine(ports, self._log, seconds=self._seconds, tell=watch.over(self._report_progress))
         memory = self._unwritten[0] if self._unwritten else ports.driver.memories.read()
         if forced:
@@ -80,10 +87,9 @@ class Reconciler:
             if not plan.steps or self._stopping():
                 return status
             memory = self._intend(memory, planner.intend(memory, facts, plan.steps))
-            watch.facts, watch.memory = facts, memory
+            watch.begin(status, memory)
             self._report = engine.execute(plan, stopping=self._stopping)
-            memory = self._write(memory, watch.memory)
-            memory = self._remember(memory, facts, settings, self._report, engine)
+            memory = self._remember(watch.memory, facts, settings, self._report, engine)
         self._log.warning("the plan does not come to an end, looking again later", rounds=_ROUNDS)
         return status
 
@@ -172,54 +178,6 @@ class Reconciler:
         if after != before:
             self._ports.driver.memories.write(after)
         return after
-
-
-class _Watch:
-    """While a step takes its time: a shutdown that needs not wait for it, and the end of a hold."""
-
-    def __init__(
-        self,
-        ports: Ports,
-        settings: Settings,
-        log: Log,
-        now: Callable[[], float],
-        seconds: Callable[[], float],
-    ) -> None:
-        self.facts: HostFacts | None = None
-        self.memory = Memory()
-        self._ports, self._settings, self._log = ports, settings, log
-        self._now, self._seconds = now, seconds
-        self._looked = seconds()
-
-    def over(self, tell: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """What tells progress, and watches meanwhile."""
-
-        def told(progress: Progress) -> None:
-            tell(progress)
-            if self._seconds() - self._looked >= _WATCH_SECONDS:
-                self._looked = self._seconds()
-                self._let_go()
-
-        return told
-
-    def _let_go(self) -> None:
-        if self.facts is None:
-            return
-        reboot = self._ports.shutdowns.facts()
-        if reboot is None or not reboot.held:
-            return
-        facts = replace(self.facts, reboot=reboot, uptime=self._ports.driver.host.uptime())
-        if planner.is_held(facts, self._settings, self.memory, self._now()):
-            return
-        # Who reboots as soon as the update is there does so while these facts still say that it comes.
-        following = look_ahead(self._ports, self._settings, facts, self.memory)
-        self.facts = facts = replace(facts, next=following)
-        self.memory = planner.notice(self.memory, facts, self._settings)
-        if not planner.is_held(facts, self._settings, self.memory, self._now()):
-            self._log.info(
-                "done", what="let reboots go, in the middle of another step", step="release-reboot"
-            )
-            self._ports.shutdowns.release()
 
 
 def good(memory: Memory, tree: str) -> Memory:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from nvidiad.nouns.errors import Code, Transient
-from nvidiad.nouns.model import Build, Phase
+from nvidiad.nouns.model import Build, Library, Phase
 from nvidiad.nouns.value import replace
 from nvidiad.thought import render
 from nvidiad.thought.document import document
@@ -56,7 +56,7 @@ def test_the_status_says_that_another_driver_works_meanwhile() -> None:
     world = in_force()
     want_other(world)
     said = text(world)
-    assert f"Usable: with driver {facts.DRIVER} until {OTHER} is there\n" in said
+    assert f"Usable: with driver {facts.DRIVER} until {OTHER} takes its place\n" in said
     # Not where it does not.
     world.disk.trees.clear()
     world.disk.current = None
@@ -73,6 +73,54 @@ def test_what_is_missing_of_the_driver_that_stands_in_is_mended() -> None:
     world.clock += 1000
     look(world)
     assert world.volatile.nodes == set(NODES)
+
+
+@pytest.mark.parametrize("why", ["shadowed", "not cached", "a module is missing"])
+def test_a_stand_in_that_is_not_whole_is_not_usable(why: str) -> None:
+    world = in_force()
+    want_other(world)
+    assert look(world).usable
+    if why == "shadowed":
+        world.shadow = (Library("libnvidia-ml.so.1", "/usr/lib/libnvidia-ml.so.560.1", "560.1"),)
+    elif why == "not cached":
+        world.disk.cache.clear()
+        world.volatile.held = {"nvidia"}
+    else:
+        del world.volatile.loaded["nvidia_uvm"]
+        world.disk.refused[facts.TREE.path] = True
+    world.unstartable.add(DRIVER_UNIT)
+    assert not look(world).usable
+
+
+def test_the_driver_that_stands_in_is_staged_for_the_next_os_too() -> None:
+    world = in_force()
+    want_other(world, "[reboot]\nmaximum = 100\n")
+    world.push(BUILD)
+    world.volatile.update, world.volatile.slot = DONE, SLOT
+    status = look(world)
+    assert status.plan is not None
+    assert [stage.build.driver for stage in status.plan.stages] == [OTHER, facts.DRIVER]
+    # It is the wanted one for which the reboot waits.
+    assert not status.plan.verdict.go
+    world.clock += 101
+    look(world)
+    world.boot(NEXT, KERNEL)
+    assert is_up(world, facts.DRIVER)
+
+
+def test_a_driver_in_use_is_no_fault_of_its_unit() -> None:
+    world = in_force()
+    want_other(world)
+    world.volatile.held = {"nvidia"}
+    world.push()
+    assert look(world).phase is Phase.PENDING_REBOOT
+    # Somebody stopped it, and what waits for it.
+    world.set_unit(DRIVER_UNIT, "inactive")
+    world.set_unit(KUBELET, "inactive")
+    for _ in range(2):
+        status = look(world)
+    assert (status.phase, status.usable) == (Phase.PENDING_REBOOT, True)
+    assert is_up(world, facts.DRIVER)
 
 
 def test_a_unit_that_does_not_start_beside_the_stand_in_stops_no_download() -> None:

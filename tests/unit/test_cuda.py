@@ -18,7 +18,7 @@ from nvidiad.nouns.manifest import LinkEntry
 from nvidiad.nouns.model import Attempt, Build, Kind, LoadedModule, Memory, Phase, Problem, Tree
 from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
 from nvidiad.nouns.value import replace
-from nvidiad.thought import config, cuda, metrics, planner
+from nvidiad.thought import choice, config, cuda, metrics, planner
 from nvidiad.thought.document import document
 from nvidiad.thought.render import text
 from nvidiad.world.trees import Trees
@@ -143,8 +143,17 @@ def test_a_driver_that_is_too_old(facts: CudaFacts, warning: str) -> None:
     assert status.cuda.problem.code is Code.DRIVER_TOO_OLD
     assert "driver-too-old" in text(made(f.host(cuda=facts)), now=NOW, colour=False)
     # The driver is rolled forward: nothing else has to happen.
-    newer = "[driver]\nversion = '550.54.15'\n" + MORE
-    assert cuda.refusal(facts, BUILD, f.settings(newer)) is None
+    assert cuda.refusal(facts, BUILD, "550.54.15") is None
+
+
+def test_after_a_fallback_it_is_compared_with_the_driver_that_is_back() -> None:
+    newer = replace(f.TREE, path=f"/opt/nvidia/550.54.15/{f.OS}", build=replace(f.BUILD, driver="550.54.15"))
+    more = "[driver]\nversion = '550.54.15'\n" + MORE
+    for trials in ((), (Attempt(choice.trial_key(newer), 3, NOW, MISSING),)):
+        driver = f.driver(trees=(f.TREE, newer), good=(f.TREE.path,), trials=trials)
+        status = assess(f.host(driver, cuda=CudaFacts((TOO_NEW,))), more=more)
+        assert status.cuda is not None
+        assert (status.cuda.problem is not None) is bool(trials)
 
 
 def test_the_driver_that_is_wanted_goes_with_the_installation() -> None:

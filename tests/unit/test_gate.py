@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from nvidiad.nouns.errors import Code, Transient
-from nvidiad.nouns.model import Build, Phase
+from nvidiad.nouns.model import Build, Phase, Progress
 from nvidiad.nouns.steps import step_name
 from nvidiad.nouns.upcoming import RebootFacts, StagedSystem, StageState, Verdict
 from nvidiad.nouns.value import replace
@@ -14,6 +16,11 @@ from nvidiad.thought import gate
 from tests.unit import facts
 from tests.unit.test_ahead import AT_ONCE, BUILD, COMING, DONE, KERNEL, NEXT, SLOT, go, in_force, look, stage
 from tests.unit.world import World, image_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvidiad.nouns.plan import Status
 
 FULL = Transient(Code.DISK_FULL, "No space left on device")
 BRIEF = AT_ONCE + "[reboot]\nmaximum = 100\n"
@@ -213,6 +220,61 @@ def test_a_shutdown_does_not_wait_for_a_pull_that_is_under_way() -> None:
     assert order[:4] == ["hold", "limit", "release", "pull"]
 
 
+def during(world: World, *happenings: Callable[[], None]) -> list[Status]:
+    """What is published of a look in whose pull this happens, ten seconds apart."""
+
+    def meanwhile() -> None:
+        for happen in happenings:
+            happen()
+            world.clock += 10
+            world.tell(Progress("pull-image", "1 of 2 layers"))
+
+    world.meanwhile = meanwhile
+    world.published.clear()
+    look(world)
+    return world.published
+
+
+def test_an_update_that_begins_and_ends_during_another_pull_is_held_and_told() -> None:
+    world = in_force(BRIEF)
+    world.settings = facts.settings(BRIEF + '[driver]\nversion = "550.1"')
+    world.push()
+
+    def begin() -> None:
+        world.volatile.update = COMING
+
+    def finish() -> None:
+        world.volatile.update, world.volatile.slot = DONE, SLOT
+
+    published = during(world, begin, finish)
+    order = [effect.partition(" ")[0] for effect in world.effects if effect != "remember"]
+    assert order[:3] == ["hold", "limit", "pull"]
+    said = [each.plan.verdict for each in published if each.plan]
+    assert [(each.go, each.until) for each in said[:3]] == [
+        (True, None),
+        (True, None),
+        (False, said[2].until),
+    ]
+    assert said[2].until is not None
+    assert "550.1 for 4081.2.0 is being fetched" in said[2].reason
+
+
+def test_a_logind_that_does_not_answer_during_a_pull_costs_no_pull() -> None:
+    world = in_force()
+    world.push(BUILD)
+    world.volatile.update = COMING
+
+    def away() -> None:
+        world.deaf = Transient(Code.BUS_LOST, "no answer within 5 s")
+
+    def back() -> None:
+        world.deaf = None
+
+    during(world, away, back)
+    assert f"/opt/nvidia/{facts.DRIVER}/{NEXT}" in world.disk.trees
+    assert not world.disk.memory.attempts
+
+
 def test_an_update_that_becomes_ready_during_a_pull_keeps_its_hold() -> None:
     """Locksmith calls logind in the same moment, while the facts of the pull still say that it comes."""
     world = in_force()
@@ -316,6 +378,20 @@ def test_a_reboot_that_led_where_it_should_is_no_reason_against_the_next_one(nam
     world.volatile.slot = StagedSystem(later.os_version, later.kernel, "the slot USR-A")
     assert "another OS" not in verdict(world).reason
     assert world.volatile.rebooted
+
+
+def test_nvidiad_reboots_once_for_a_system_without_a_name() -> None:
+    world = in_force(AT_ONCE + "[reboot]\nautomatic = true\nmaximum = 100\n")
+    reboots = 0
+    for _ in range(4):
+        world.volatile.update = replace(DONE, version="")
+        look(world)
+        world.clock += 101
+        look(world)
+        reboots += world.volatile.rebooted
+        world.boot()
+        world.clock += 60
+    assert reboots == 1
 
 
 def test_nvidiad_does_not_reboot_where_it_cannot_remember_that() -> None:

@@ -142,6 +142,7 @@ PENDING = replace(
     wanted=replace(BUILD, driver="550.1"),
     facts=replace(FACTS, holders=(Holder(4711, "python3", "kubepods-pod12.slice"), Holder(12, "Xorg", ""))),
     problem=IN_USE,
+    usable=True,
 )
 NO_GPU = replace(
     READY,

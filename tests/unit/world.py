@@ -20,6 +20,7 @@ from nvidiad.nouns.model import (
     Gpu,
     Holder,
     Kind,
+    Library,
     LoadedModule,
     Memory,
     ModuleFile,
@@ -233,6 +234,13 @@ class World:
         """Who dies at that effect: the daemon, the activation that systemd runs, or the host."""
         self.dies_after = False
         self.starts: list[str] = []
+        self.shadow: tuple[Library, ...] = ()
+        """What programs get from somebody else than us."""
+        self.published: list[Status] = []
+        self.tell: Callable[[Progress], None] = lambda _: None
+        """What the pull that is under way tells of itself."""
+        self.deaf: Failure | None = None
+        """Why logind does not answer."""
         self.gently: list[bool] = []
         """For each pull, whether it left bandwidth to others."""
         self._in_activation = False
@@ -281,10 +289,8 @@ class World:
         )
 
     def reconciler(self, *, stopping: Callable[[], bool] = lambda: False) -> Reconciler:
-        """A daemon that has just been started; what it publishes is not kept."""
+        """A daemon that has just been started."""
         ports = self.ports()
-
-        def publish(_status: Status) -> None: ...
 
         def tell(_progress: Progress) -> None: ...
 
@@ -294,7 +300,7 @@ class World:
             now=lambda: self.clock,
             seconds=lambda: self.clock,
             tell=tell,
-            publish=publish,
+            publish=self.published.append,
             stopping=stopping,
         )
 
@@ -510,6 +516,7 @@ class _Images(_Part):
     ) -> None:
         self._ask()
         self.world.gently.append(gentle)
+        self.world.tell = tell
         self.world.meanwhile()
         tell(Progress("pull-image", "1 of 1 layers", 1, 1))
         image = next((i for i in self.world.registry.values() if i.digest == digest), None)
@@ -580,7 +587,7 @@ class _Mounts(_Part):
 class _Linker(_Part):
     def facts(self, directory: str, libraries: tuple[str, ...]) -> LinkerFacts:
         disk = self.world.disk
-        return LinkerFacts(disk.linker, () if disk.current in disk.cache else libraries)
+        return LinkerFacts(disk.linker, () if disk.current in disk.cache else libraries, self.world.shadow)
 
     def configure(self, text: str | None) -> None:
         self.world.effect("configure linker", lambda: setattr(self.world.disk, "linker", text))
@@ -698,7 +705,9 @@ class _Units(_Part):
         failures: list[Failure] = []
 
         def do() -> None:
-            if failure := self.world.activate():
+            if name in self.world.unstartable:
+                failures.append(Transient(Code.UNIT_FAILED, f"the reload of {name} failed"))
+            elif failure := self.world.activate():
                 failures.append(failure)
 
         self.world.effect(f"reload {name}", do)
@@ -735,6 +744,8 @@ class _Next(_Part):
 class _Shutdowns(_Part):
     def facts(self) -> RebootFacts | None:
         now = self.world.volatile
+        if self.world.deaf:
+            raise self.world.deaf
         return RebootFacts(now.lock, now.limit, now.asked, others=now.others, fixed=now.fixed)
 
     def raise_limit(self, seconds: float) -> None:
