@@ -180,6 +180,7 @@ def _driver_plan(facts: HostFacts, settings: Settings, memory: Memory, now: floa
             return replace(mending, problem=waiting.problem)
         # What the change has stopped starts after it; what the driver was late for starts now.
         late = _start_steps(facts, settings, memory) if settings.driver.change is Change.REBOOT else ()
+        late = tuple(step for step in late if _wait(step, facts, settings, memory, now) <= 0)
         return replace(waiting, steps=waiting.steps or late)
     if bring_up.problem:
         return replace(bring_up, steps=(), problem=_with_holders(bring_up.problem, facts))

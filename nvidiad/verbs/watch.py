@@ -9,7 +9,7 @@ from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.model import Memory
 from nvidiad.nouns.steps import HoldReboot, RaiseDelay, ReleaseReboot, step_name
 from nvidiad.nouns.value import replace
-from nvidiad.thought import planner
+from nvidiad.thought import planner, staging
 from nvidiad.verbs.observer import look_ahead
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Watch:
             return
         try:
             facts = self._fresh(status.facts)
-            self.memory = self._write(self.memory, planner.notice(self.memory, facts, self._settings))
+            # Of the units these facts are old: what a drain has stopped since still runs there.
+            self.memory = self._write(self.memory, staging.notice(self.memory, facts))
             seen = planner.look_on(status.plan, facts, self._settings, self.memory, self._now())
             self._tell(status, status.plan, facts, seen)
             for step in seen.steps:
@@ -87,7 +88,11 @@ class Watch:
         update, required = self._ports.updates.status(), self._ports.next.reboot_required()
         news = (_said(update), required) != (_said(known.update), known.reboot_required)
         if not news and not self._settings.stage.next_command:
-            news = self._ports.next.announced() != known.announced
+            # What cannot be read is told as a problem, once.
+            try:
+                news = self._ports.next.announced() != known.announced
+            except Failure:
+                news = known.problem is None
         following = known
         if news:
             # Not each time: the slot is mounted for it, and a command is run.
@@ -98,11 +103,7 @@ class Watch:
     def _tell(self, status: Status, before: Plan, facts: HostFacts, seen: Plan) -> None:
         plan = replace(before, stages=seen.stages, verdict=seen.verdict)
         self._status = replace(status, facts=facts, plan=plan)
-        if (seen.verdict.go, seen.verdict.reason, seen.stages) != (
-            before.verdict.go,
-            before.verdict.reason,
-            before.stages,
-        ):
+        if _told(plan, facts) != _told(before, status.facts):
             self._publish(self._status)
 
     def _do(self, step: Step) -> None:
@@ -118,6 +119,12 @@ class Watch:
                 # nvidiad's own reboot waits until what is under way has come to its end.
                 return
         self._log.info("done", what=f"{step.describe()} (meanwhile)", step=step_name(step))
+
+
+def _told(plan: Plan, facts: HostFacts) -> tuple[object, ...]:
+    """What is worth to be published; not what only counts down."""
+    stages = tuple((stage.state, stage.next, stage.tree, stage.problem) for stage in plan.stages)
+    return plan.verdict.go, plan.verdict.reason, stages, facts.reboot and facts.reboot.held
 
 
 def _said(update: UpdateStatus | None) -> tuple[str, str] | None:

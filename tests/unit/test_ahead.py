@@ -316,6 +316,20 @@ def test_policy_drain_stops_the_gated_units_and_starts_them_again_whoever_is_kil
     assert world.disk.memory.stopped == ()
 
 
+def test_a_unit_that_takes_long_to_stop_is_started_again_after_the_change() -> None:
+    world = in_force()
+    world.volatile.held = {"nvidia"}
+    world.settings = facts.settings('[driver]\nversion = "550.1"\nchange = "drain"\ndrain-timeout = 100')
+    world.push()
+    world.slow = 3.0
+    assert look(world).phase is Phase.WAITING
+    assert world.unit(KUBELET).active == "inactive"
+    assert KUBELET in world.disk.memory.stopped
+    world.volatile.held = set()
+    assert look(world).phase is Phase.READY
+    assert world.unit(KUBELET).active == "active"
+
+
 def test_a_drain_that_takes_too_long_ends_and_the_change_waits_for_the_boot() -> None:
     world = in_force()
     world.volatile.held = {"nvidia"}

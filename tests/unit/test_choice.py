@@ -108,6 +108,19 @@ def test_the_driver_that_stands_in_is_staged_for_the_next_os_too() -> None:
     assert is_up(world, facts.DRIVER)
 
 
+def test_a_unit_that_cannot_start_late_does_not_hide_that_the_reboot_is_due() -> None:
+    world = in_force()
+    want_other(world)
+    world.volatile.held = {"nvidia"}
+    world.push()
+    world.unstartable.add(PERSISTENCED)
+    world.set_unit(PERSISTENCED, "inactive")
+    world.set_unit(DRIVER_UNIT, "active")
+    for _ in range(4):
+        assert look(world).phase is Phase.PENDING_REBOOT
+        world.clock += 60
+
+
 def test_a_driver_in_use_is_no_fault_of_its_unit() -> None:
     world = in_force()
     want_other(world)

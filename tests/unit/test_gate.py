@@ -259,6 +259,34 @@ def test_an_update_that_begins_and_ends_during_another_pull_is_held_and_told() -
     assert "550.1 for 4081.2.0 is being fetched" in said[2].reason
 
 
+def test_a_file_that_cannot_be_read_during_a_pull_makes_no_hold_longer() -> None:
+    world = in_force(BRIEF)
+    world.push(BUILD)
+    world.volatile.update, world.volatile.slot, world.volatile.asked = DONE, SLOT, True
+    world.volatile.others = 1200.0
+
+    def spoil() -> None:
+        world.unannounced = Transient(Code.NEXT_UNREADABLE, "'/run/next-os' has no KERNEL=")
+
+    published = during(world, spoil, *(lambda: None for _ in range(12)))
+    order = [effect.partition(" ")[0] for effect in world.effects if effect != "remember"]
+    assert order[:4] == ["hold", "limit", "release", "pull"]
+    assert any(each.plan and "as long as is configured" in each.plan.verdict.reason for each in published)
+
+
+def test_what_only_counts_down_is_no_news() -> None:
+    world = in_force("[reboot]\nmaximum = 100\n[stage]\nspread = 300\n")
+    world.settings = facts.settings('[driver]\nversion = "550.1"\n[stage]\nspread = 300\n')
+    world.push()
+
+    def begin() -> None:
+        world.volatile.update = COMING
+
+    published = during(world, begin, *(lambda: None for _ in range(8)))
+    # Before the pull, the update and the lock; then after the pull, after the change, and in the end.
+    assert len(published) <= 7
+
+
 def test_a_logind_that_does_not_answer_during_a_pull_costs_no_pull() -> None:
     world = in_force()
     world.push(BUILD)

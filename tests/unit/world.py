@@ -241,6 +241,8 @@ class World:
         """What the pull that is under way tells of itself."""
         self.deaf: Failure | None = None
         """Why logind does not answer."""
+        self.slow = 0.0
+        """Seconds that a unit takes to stop."""
         self.gently: list[bool] = []
         """For each pull, whether it left bandwidth to others."""
         self._in_activation = False
@@ -698,6 +700,8 @@ class _Units(_Part):
             raise failures[0]
 
     def stop(self, name: str, *, tell: Callable[[Progress], None]) -> None:
+        self.world.clock += self.world.slow
+        tell(Progress("stop-unit", f"{name} is stopping"))
         self.world.effect(f"stop {name}", lambda: self.world.set_unit(name, "inactive"))
 
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
