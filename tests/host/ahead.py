@@ -71,8 +71,7 @@ def prepare(host: Host) -> None:
 
 def spoil(host: Host, word: str) -> None:
     """A fault of update_engine, by the word that its stand-in has for it."""
-    with host.path("/run/update-engine.pipe").open("w") as pipe:
-        pipe.write(f"{word}\n")
+    host.tell_updater(word)
 
 
 def refuse(host: Host, *, everybody: bool = True) -> None:
