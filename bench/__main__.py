@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 
     from bench.report import Part
 
-LETTERS = ("a", "b", "c")
+LETTERS = ("a", "b", "c", "d", "e")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts that are asked for; targets that are missed are no failure, the figures say it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="a|b|c", help="parts to measure (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="a|b|c|d|e", help="parts to measure (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample as JSON")
     parser.add_argument("--rounds", type=int, default=5, help="(a) fresh machines for each road")
     parser.add_argument("--again", type=int, default=2, help="(a) more times on each machine")
     parser.add_argument("--repeat", type=int, default=41, help="(b) runs of each command")
     parser.add_argument("--seconds", type=float, default=180, help="(c) how long the idle daemon is watched")
+    parser.add_argument("--boots", type=int, default=5, help="(d) boots of each host")
+    parser.add_argument("--nodes", type=int, default=1000, help="(e) nodes of a fleet")
+    parser.add_argument("--fleets", type=int, default=3, help="(e) fleets")
+    parser.add_argument("--compress", type=float, default=5, help="(e) seconds of a fleet in one of ours")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(LETTERS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
@@ -56,10 +60,18 @@ def _measure(letter: str, options: argparse.Namespace) -> Part:
             from bench import status
 
             return status.measure(options.repeat)
-        case _:
+        case "c":
             from bench import idle
 
             return idle.measure(options.seconds, _say)
+        case "d":
+            from bench import boots
+
+            return boots.measure(options.boots, _say)
+        case _:
+            from bench import fleet
+
+            return fleet.measure(options.nodes, options.fleets, options.compress, _say)
 
 
 def _say(text: str) -> None:
