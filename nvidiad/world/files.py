@@ -142,6 +142,14 @@ def walk(path: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
                 yield from walk(Path(entry.path), f"{prefix}{entry.name}/")
 
 
+def text(path: Path) -> str:
+    """What a file says; one that is not there or cannot be read says nothing."""
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """The content of a regular file that is not larger than `limit`; a link is refused."""
     with _open_regular(path) as file:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.model import Holder
 from nvidiad.thought import parse
+from nvidiad.world import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,14 +72,7 @@ def _open_devices(directory: Path) -> Iterator[os.stat_result]:
 
 
 def _holder(directory: Path, pid: int) -> Holder:
-    return Holder(pid, _text(directory / "comm").strip(), owner(_text(directory / "cgroup")))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return Holder(pid, files.text(directory / "comm").strip(), owner(files.text(directory / "cgroup")))
 
 
 def owner(cgroup: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.thought import parse
+from nvidiad.world import files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,14 +22,6 @@ _RELEASE = "extension-release."
 _FRAGMENT_MAXIMUM = 1 << 20
 
 
-def _text(path: Path) -> str:
-    """What a file says; one that is not there or cannot be read says nothing."""
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return ""
-
-
 class LinuxHost:
     """The host whose files are below `root`: the real one, or the root of a test."""
 
@@ -38,27 +31,27 @@ class LinuxHost:
     def release(self) -> Release:
         """os-release(5): /etc before /usr/lib, each read whole, never merged."""
         return parse.os_release(
-            _text(self.root / "etc/os-release") or _text(self.root / "usr/lib/os-release")
+            files.text(self.root / "etc/os-release") or files.text(self.root / "usr/lib/os-release")
         )
 
     def kernel(self) -> str:
         """The release of the running kernel: from /proc, as uname(2) may be told to lie to a program."""
         path = self.root / "proc/sys/kernel/osrelease"
-        release = _text(path).strip()
+        release = files.text(path).strip()
         if not release:
             raise Permanent(Code.INTERNAL, f"'{path}' does not say which kernel runs", "Is /proc mounted?")
         return release
 
     def boot_id(self) -> str:
-        return _text(self.root / "proc/sys/kernel/random/boot_id").strip()
+        return files.text(self.root / "proc/sys/kernel/random/boot_id").strip()
 
     def uptime(self) -> float:
         """Seconds since the boot, suspended ones too (proc_uptime(5))."""
-        words = _text(self.root / "proc/uptime").split()
+        words = files.text(self.root / "proc/uptime").split()
         return float(words[0]) if words else 0.0
 
     def lockdown(self) -> str:
-        return parse.lockdown(_text(self.root / "sys/kernel/security/lockdown"))
+        return parse.lockdown(files.text(self.root / "sys/kernel/security/lockdown"))
 
     def extensions(self) -> tuple[str, ...]:
         """The merged system extensions that bring an NVIDIA driver.
@@ -70,13 +63,13 @@ class LinuxHost:
         names = {
             name.strip()
             for hierarchy in ("usr", "opt")
-            for name in _text(self.root / hierarchy / _MARKER).splitlines()
+            for name in files.text(self.root / hierarchy / _MARKER).splitlines()
         }
         try:
-            files = list((self.root / "usr/lib/extension-release.d").iterdir())
+            found = list((self.root / "usr/lib/extension-release.d").iterdir())
         except OSError:
-            files = []
-        names |= {file.name.removeprefix(_RELEASE) for file in files if file.name.startswith(_RELEASE)}
+            found = []
+        names |= {file.name.removeprefix(_RELEASE) for file in found if file.name.startswith(_RELEASE)}
         return tuple(sorted(name for name in names if name.startswith(FOREIGN_EXTENSIONS)))
 
 

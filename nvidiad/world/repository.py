@@ -142,7 +142,7 @@ class Repository:
         """Raise what a push would fail with, before anything is made that is to be pushed."""
         place = self._begin("", "")
         # Some registries have no way to give an upload up; it expires.
-        self._ask("DELETE", place, "", writing=True)
+        self._registry.ask(self._request("DELETE", place, "", writing=True))
 
     def _begin(self, digest: str, source: str) -> str:
         """Where to upload to; empty where the registry took the content from `source`."""
@@ -160,7 +160,9 @@ class Repository:
         while blob.size - done > _PIECE:
             piece = file.read(_PIECE)
             headers = {**_BYTES, "Content-Range": f"{done}-{done + len(piece) - 1}"}
-            answer = self._ask("PATCH", place, blob.digest, headers, piece, writing=True)
+            answer = self._registry.ask(
+                self._request("PATCH", place, blob.digest, headers, piece, writing=True)
+            )
             if answer.status == 416:
                 return False
             place = self._next(self._accepted(answer, blob.digest), blob.digest)
@@ -204,30 +206,20 @@ class Repository:
 
     def _find(self, method: str, place: str, what: str, limit: int = AT_MOST) -> Answer | None:
         """What is there; None where nothing is."""
-        answer = self._ask(method, place, what, {"Accept": distribution.ACCEPTED}, limit=limit)
+        answer = self._registry.ask(
+            self._request(method, place, what, {"Accept": distribution.ACCEPTED}, limit=limit)
+        )
         return None if answer.status == 404 else self._accepted(answer, what, writing=False)
 
     def _write(
         self, method: str, place: str, what: str, headers: Mapping[str, str], body: bytes, source: str = ""
     ) -> Answer:
         return self._accepted(
-            self._ask(method, place, what, headers, body, writing=True, source=source), what
+            self._registry.ask(
+                self._request(method, place, what, headers, body, writing=True, source=source)
+            ),
+            what,
         )
-
-    def _ask(
-        self,
-        method: str,
-        place: str,
-        what: str,
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-        *,
-        writing: bool = False,
-        source: str = "",
-        limit: int = AT_MOST,
-    ) -> Answer:
-        made = self._request(method, place, what, headers, body, writing=writing, source=source, limit=limit)
-        return self._registry.ask(made)
 
     def _request(
         self,

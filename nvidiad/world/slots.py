@@ -77,13 +77,13 @@ class Slots:
         return read
 
     def _cmdline(self) -> str:
-        return _text(self._root / "proc/cmdline")
+        return files.text(self._root / "proc/cmdline")
 
     def _disks(self) -> dict[Path, dict[str, Path]]:
         """The disks with slots, and the device of each slot by its label."""
         found: dict[Path, dict[str, Path]] = {}
         for event in sorted((self._root / "sys/class/block").glob("*/uevent")):
-            label = parse.assignments(_text(event)).get("PARTNAME", "")
+            label = parse.assignments(files.text(event)).get("PARTNAME", "")
             if label in slots.LABELS:
                 disk = self._root / "dev" / event.parent.resolve().parent.name
                 found.setdefault(disk, {})[label] = self._root / "dev" / event.parent.name
@@ -106,7 +106,7 @@ class Slots:
 
     def _mounted(self) -> set[str]:
         """The block devices that /usr is on: what is mounted there, and what lies below a verity device."""
-        mounts = parse.mountinfo(_text(self._root / "proc/self/mountinfo"))
+        mounts = parse.mountinfo(files.text(self._root / "proc/self/mountinfo"))
         # A system extension lies over it as an overlay, which has no device.
         sources = [m.source for m in mounts if m.point == "/usr" and m.source.startswith("/dev/")]
         todo = [(self._root / source[1:]).resolve().name for source in sources]
@@ -119,7 +119,7 @@ class Slots:
         return found
 
     def _table(self, disk: Path) -> tuple[gpt.Partition, ...]:
-        blocks = _text(self._root / f"sys/class/block/{disk.name}/size").strip()
+        blocks = files.text(self._root / f"sys/class/block/{disk.name}/size").strip()
         try:
             with disk.open("rb") as file:
                 start = file.read(gpt.ENOUGH)
@@ -156,8 +156,8 @@ class Slots:
             raise _unreadable(name, finished.said)
         outcome, _, rest = finished.out.partition("\n")
         if outcome == "same":
-            kernel = _text(self._root / "proc/sys/kernel/osrelease").strip()
-            return _system([kernel], _text(self._root / "usr/lib/os-release"), f"{name} ({_SAME})")
+            kernel = files.text(self._root / "proc/sys/kernel/osrelease").strip()
+            return _system([kernel], files.text(self._root / "usr/lib/os-release"), f"{name} ({_SAME})")
         modules, _, release = rest.partition("--\n")
         return _system(modules.split(), release, name)
 
@@ -176,13 +176,6 @@ def _unreadable(source: str, why: str) -> Transient:
         f"what comes next cannot be read from {source}: {why}",
         "A reboot is held for it no longer than 'reboot.maximum'; see the kernel log.",
     )
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _piece(file: FileIO, place: int, size: int) -> bytes:

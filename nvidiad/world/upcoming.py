@@ -105,7 +105,7 @@ class NextSystems:
         """
         if self._slots.present() or self._has_update_engine():
             return None
-        running = _text(self._root / "proc/sys/kernel/osrelease").strip()
+        running = files.text(self._root / "proc/sys/kernel/osrelease").strip()
         kernels = self._kernels()
         if running not in kernels:
             return None
@@ -115,7 +115,7 @@ class NextSystems:
             source = self._root / "boot" / f"{_KERNEL}{following}"
         if following == running:
             return None
-        etc, usr = _text(self._root / "etc/os-release"), _text(self._root / "usr/lib/os-release")
+        etc, usr = files.text(self._root / "etc/os-release"), files.text(self._root / "usr/lib/os-release")
         return StagedSystem(parse.os_release(etc or usr).version, following, f"'{source}'")
 
     def _kernels(self) -> frozenset[str]:
@@ -157,10 +157,3 @@ def _unreadable(source: str, why: str) -> Transient:
         f"what comes next cannot be read from {source}: {why}",
         "Correct it; a reboot is held for it no longer than 'reboot.maximum'.",
     )
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
