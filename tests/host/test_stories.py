@@ -252,8 +252,8 @@ class Stories(RuleBasedStateMachine):
                 ahead.refuse(host)
                 host.nvidiad("reconcile")
                 ahead.refuse(host, everybody=False)
-        if what in ("restart", "away") and not self.finished:
-            # What was not on disk it begins again.
+        if not self.finished:
+            # What was not on disk it begins again, and while it downloads it says so again and again.
             host.update_engine("UPDATE_AVAILABLE", self.next[0])
 
     # -- those who build images, and what is in between
