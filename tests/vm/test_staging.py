@@ -78,7 +78,7 @@ def test_a_reboot_waits_for_the_driver_and_the_boot_needs_no_network(
     document = road.wait_status(driven, lambda said: not said["reboot"]["go"], "the reboot waits")
     assert road.stage(document)["problem"]["code"] == "image-missing"
     check = driven.run(CHECK)
-    assert check.rc == 75 and "is not on disk yet" in check.out, check
+    assert check.rc == 75 and "is not in the registry" in check.out, check
     # The rest of the journey in one command: the machine goes as soon as the driver is there.
     driven.run("systemctl disable -q docker.socket docker docker-registry", check=True)
     publish(driven, tmp_path, bed_kernels)
