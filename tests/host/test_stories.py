@@ -94,6 +94,8 @@ class Stories(RuleBasedStateMachine):
         """Whether anything tells the kernel of what is on disk."""
         self.published: dict[str, str] = {}
         """By version: good, or wrong."""
+        self.once_good: set[str] = set()
+        """Versions whose good image may still be on its way to the disk, whatever was published since."""
         self.registry = "up"
         self.stirred = 0.0
         """When something last happened that takes time to get over."""
@@ -268,6 +270,7 @@ class Stories(RuleBasedStateMachine):
             self.host, lambda: packed.push("http://127.0.0.1:5000", "nvidia-driver", road.tag(version))
         )
         self.published[version] = kind
+        self.once_good |= {version} if kind == "good" else set()
         self.stirred = time.monotonic()
 
     @precondition(lambda self: self.registry != "down")
@@ -382,6 +385,8 @@ class Stories(RuleBasedStateMachine):
 
     def hopeless(self, to: tuple[str, str]) -> bool:
         """Whether nothing that this story has done so far can bring the driver, or what is taken for it."""
+        if to[0] in self.once_good:
+            return False
         kind = self.published.get(to[0])
         # Of an update that is known by its version only the image tells the kernel.
         return kind is None or (kind == "wrong" and self.named and not self.on_disk(to))
