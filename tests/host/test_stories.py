@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
-COUNT = int(os.environ.get("NVIDIAD_STORIES", "8"))
+COUNT = int(os.environ.get("NVIDIAD_STORIES", "4"))
 SHARDS = 2
 SEED = int(os.environ.get("NVIDIAD_STORIES_SEED", str(random.SystemRandom().randrange(1 << 32))))
 # What a boot may show, and the kernel of each.
