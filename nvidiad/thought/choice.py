@@ -43,6 +43,9 @@ def find_tree(facts: DriverFacts, settings: Settings) -> Tree | None:
 # ---------------------------------------------------------------------------------------------------
 # Falling back
 
+REFUSED = " refused: "
+"""Between a tree and what it is refused for, where a refusal is remembered."""
+
 
 def trial_key(tree: Tree) -> str:
     """What activations of a tree are counted under: another tree of the same build starts anew."""
@@ -51,7 +54,7 @@ def trial_key(tree: Tree) -> str:
 
 def refusal_key(tree: Tree, facts: DriverFacts, settings: Settings) -> str:
     """What a tree is remembered under that can never come up here, as things are here now."""
-    return f"{trial_key(tree)} refused: lockdown {facts.lockdown}, {' '.join(settings.driver.modules)}"
+    return f"{trial_key(tree)}{REFUSED}lockdown {facts.lockdown}, {' '.join(settings.driver.modules)}"
 
 
 def given_up(facts: DriverFacts, settings: Settings) -> Attempt | None:
@@ -108,7 +111,7 @@ def fallback_problem(facts: DriverFacts, settings: Settings) -> Problem | None:
     if trial is None or tree is None:
         return None
     build = configured(facts, settings)
-    refused = " refused: " in trial.reference
+    refused = REFUSED in trial.reference
     what = "cannot come up" if refused else f"did not come up {trial.count} times"
     last = ":" if refused else "; the last time:"
     return Problem(

@@ -66,7 +66,7 @@ def _is_refused(plan: Plan, facts: DriverFacts) -> bool:
 def _known(trials: Memory, facts: DriverFacts) -> Memory:
     """Without those of trees that are gone."""
     here = {choice.trial_key(tree) for tree in facts.trees}
-    kept = (each for each in trials.attempts if each.reference.partition(" refused: ")[0] in here)
+    kept = (each for each in trials.attempts if each.reference.partition(choice.REFUSED)[0] in here)
     return Memory(tuple(kept))
 
 
