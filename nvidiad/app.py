@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure, Permanent
-from nvidiad.nouns.model import Attempt, Memory, Problem, problem_of
+from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
 from nvidiad.thought import config
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.model import Progress
     from nvidiad.rim.daemon import Source
     from nvidiad.thought.settings import Settings
-    from nvidiad.verbs.ports import Bus, Log
+    from nvidiad.verbs.ports import Bus, Log, Vouchers
 
 RUNTIME = Path("run/nvidiad")
 STATE = Path("var/lib/nvidiad")
@@ -86,10 +86,28 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
             root=root / settings.install.root.relative_to("/"),
             bandwidth=stage.bandwidth,
         ),
+        vouchers=_vouchers(settings, root),
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
         activations=activations(root),
+    )
+
+
+def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
+    trust, image = settings.trust, settings.image
+    if trust.signatures is Signatures.OFF:
+        return None
+    from nvidiad.world.registry import Limits
+    from nvidiad.world.vouchers import Vouchers
+
+    return Vouchers(
+        trust.keys,
+        root,
+        required=trust.signatures is Signatures.REQUIRE,
+        auth_file=Path(image.auth_file) if image.auth_file else None,
+        limits=Limits(image.connect_timeout, image.stall_timeout),
+        repository=trust.repository,
     )
 
 
@@ -301,19 +319,18 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     from nvidiad.nouns.manifest import labelled
     from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import InstallTree
+    from nvidiad.thought.trust import pinned
     from nvidiad.verbs.engine import Engine
 
     settings = read_settings(configuration)
     if what.startswith((".", "/")):
         return driver_ports(settings, root).trees.install(Path(what), tell).path
     ports = all_ports(settings, root, None)
-    # By digest from here on: what the labels were read from is what is installed.
-    digest = ports.images.resolve(what)
-    pinned = what if "@" in what else f"{what}@{digest}"
-    ports.images.pull(pinned, digest, tell)
-    build = labelled(ports.images.labels(pinned, digest))
-    plan = Plan(f"'{what}' is to be installed", (InstallTree(pinned, build),))
-    report = Engine(ports, log, seconds=time.monotonic, tell=tell).execute(plan)
+    engine = Engine(ports, log, seconds=time.monotonic, tell=tell)
+    what = pinned(what, settings)
+    build = labelled(ports.images.labels(what, engine.fetch(what)))
+    plan = Plan(f"'{what}' is to be installed", (InstallTree(what, build),))
+    report = engine.execute(plan)
     if report.problem:
         raise Permanent(report.problem.code, report.problem.sentence, report.problem.remedy)
     return str(naming.tree_path(PurePosixPath(ports.driver.trees.root), build))

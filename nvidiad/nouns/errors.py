@@ -34,6 +34,10 @@ class Code(StrEnum):
     PULL_FAILED = "pull-failed"
     PULL_TIMEOUT = "pull-timeout"
     IMAGE_UNBUILDABLE = "image-unbuildable"
+    # who vouches for an image
+    SIGNATURE_MISSING = "signature-missing"
+    SIGNATURE_UNTRUSTED = "signature-untrusted"
+    KEY_UNUSABLE = "key-unusable"
     # tree
     MANIFEST_INVALID = "manifest-invalid"
     TREE_INVALID = "tree-invalid"

@@ -34,6 +34,16 @@ class Exposure(StrEnum):
     AUTO = "auto"
 
 
+class Signatures(StrEnum):
+    """What becomes of an image that no configured key has signed."""
+
+    REQUIRE = "require"
+    PREFER = "prefer"
+    """It is taken, and a warning is logged."""
+    OFF = "off"
+    """Nobody looks for signatures."""
+
+
 class Change(StrEnum):
     """What to do about another driver version while the loaded one is in use."""
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns import naming
+from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import Value
 from nvidiad.thought import values
 from nvidiad.thought.settings import (
@@ -22,6 +23,7 @@ from nvidiad.thought.settings import (
     Retention,
     Settings,
     Stage,
+    Trust,
     Units,
 )
 
@@ -65,6 +67,12 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "connect-timeout": values.seconds(1, 300),
         "stall-timeout": values.seconds(1, 3600),
         "total-timeout": values.seconds(10, 86400),
+    },
+    "trust": {
+        "policy": values.signatures,
+        "keys": values.keys,
+        "repository": values.signatures_repository,
+        "pins": values.pins,
     },
     "cuda": {
         "version": values.cuda_version,
@@ -192,7 +200,11 @@ class _Reading:
                 self._parameters(value, fault)
             elif check := checks.get(name):
                 try:
-                    self.values[key] = check(value)
+                    taken = check(value)
+                    known = self.values.get(key)
+                    if isinstance(taken, MappingProxyType) and isinstance(known, MappingProxyType):
+                        taken = MappingProxyType({**known, **taken})
+                    self.values[key] = taken
                 except ValueError as error:
                     for sentence in error.args:
                         fault(key, sentence)
@@ -228,6 +240,13 @@ class _Reading:
             self.faults.append(Fault(self.files[key][0], key, sentence, self.files[key][1]))
             for key in keys:
                 self.values.pop(key, None)
+        policy = self.values.get("trust.policy")
+        # One at fault is told by itself.
+        unset = () if "trust.keys" not in self.files else None
+        if policy not in (None, Signatures.OFF) and self.values.get("trust.keys", unset) == ():
+            file, line = self.files["trust.policy"]
+            sentence = f"expected at least one file, as trust.policy is '{policy}', found nothing"
+            self.faults.append(Fault(file, "trust.keys", sentence, line))
         for group in _TOGETHER:
             given = [key for key in group if self.values.get(key)]
             for key, what in group.items():
@@ -272,6 +291,7 @@ def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, .
     settings = Settings(
         driver=Driver(**reading.section("driver"), parameters=MappingProxyType(reading.parameters)),
         image=Image(**reading.section("image")),
+        trust=Trust(**reading.section("trust")),
         cuda=Cuda(**reading.section("cuda")),
         install=Install(**reading.section("install")),
         units=Units(**units),

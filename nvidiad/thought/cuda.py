@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns import manifest, naming
 from nvidiad.nouns.model import Build, Kind, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, SelectTree
+from nvidiad.thought.trust import pinned
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import CudaFacts
@@ -24,7 +25,7 @@ def wanted(settings: Settings) -> Build | None:
 
 def reference(build: Build, settings: Settings) -> str:
     """The image of the wanted CUDA."""
-    return f"{settings.cuda.repository}:{naming.image_tag(settings.cuda.tag, build)}"
+    return pinned(f"{settings.cuda.repository}:{naming.image_tag(settings.cuda.tag, build)}", settings)
 
 
 def retry_key(image: str) -> str:

@@ -38,7 +38,7 @@ class Document(Value):
 
     def content(self) -> dict[str, Any]:
         """The object that it is; nothing where it is none."""
-        return _object(self.body)
+        return object_in(self.body)
 
 
 class Descriptor(Value):
@@ -122,7 +122,7 @@ def basic(auth: Mapping[str, str]) -> str:
 
 def token_in(body: bytes) -> str:
     """The token that a token server gave; empty where it gave none."""
-    said = _object(body)
+    said = object_in(body)
     token = said.get("token") or said.get("access_token") or ""
     return token if isinstance(token, str) else ""
 
@@ -160,7 +160,7 @@ def untrusted(registry: str, reference: str, why: str) -> Failure:
 
 def _detail(status: int, body: bytes) -> str:
     """What a registry says of an error, in one line; a proxy in front of it may say anything."""
-    errors = _object(body).get("errors")
+    errors = object_in(body).get("errors")
     said = []
     for error in errors if isinstance(errors, list) else []:
         if isinstance(error, dict):
@@ -215,7 +215,13 @@ def _document(media_type: str, said: Mapping[str, object]) -> Document:
     return Document(media_type, json.dumps(said, indent=1).encode())
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def changed(document: Document, said: Mapping[str, object]) -> Document:
+    """A manifest of the same type that says this."""
+    return _document(document.media_type, said)
+
+
+def object_in(body: bytes) -> dict[str, Any]:
+    """The JSON object that this is; nothing where it is none."""
     try:
         found: object = json.loads(body)
     except (ValueError, RecursionError):

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Change, Exposure
+from nvidiad.nouns.model import Change, Exposure, Signatures
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
@@ -40,6 +40,23 @@ class Image(Value):
     connect_timeout: float = 10.0
     stall_timeout: float = 60.0
     total_timeout: float = 1800.0
+
+
+class Trust(Value):
+    """Who must vouch for an image before anything of it is fetched."""
+
+    policy: Signatures | None = None
+    """None: signatures are required as soon as there is a key."""
+    keys: tuple[PurePosixPath, ...] = ()
+    """PEM files of public keys; one of them is enough."""
+    repository: str = ""
+    """Where the signatures are; empty: beside the images."""
+    pins: Mapping[str, str] = MappingProxyType({})
+    """The one digest that an image of this name and tag may have."""
+
+    @property
+    def signatures(self) -> Signatures:
+        return self.policy or (Signatures.REQUIRE if self.keys else Signatures.OFF)
 
 
 class Cuda(Value):
@@ -106,6 +123,7 @@ class Settings(Value):
 
     driver: Driver = Driver()
     image: Image = Image()
+    trust: Trust = Trust()
     cuda: Cuda = Cuda()
     install: Install = Install()
     units: Units = Units()

@@ -12,6 +12,7 @@ from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree
 from nvidiad.nouns.upcoming import NextSystem, Stage, StageState
 from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, choice
+from nvidiad.thought.trust import pinned
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import HostFacts
@@ -201,7 +202,7 @@ def builds(facts: HostFacts, settings: Settings, found: NextSystem) -> tuple[Bui
 
 def reference(build: Build, settings: Settings) -> str:
     """The image of a build."""
-    return f"{settings.image.repository}:{naming.image_tag(settings.image.tag, build)}"
+    return pinned(f"{settings.image.repository}:{naming.image_tag(settings.image.tag, build)}", settings)
 
 
 def find_tree(facts: HostFacts, build: Build) -> Tree | None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
-from nvidiad.nouns.model import Change, Exposure
+from nvidiad.nouns.model import Change, Exposure, Signatures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9._@=/-]{1,60}", re.ASCII)
@@ -154,6 +155,14 @@ def repository(value: object) -> str:
     return _repository(value, "an image name such as 'registry.example/nvidia-driver'", "image.tag")
 
 
+def signatures_repository(value: object) -> str:
+    return (
+        ""
+        if value == ""
+        else _repository(value, "an image name such as 'registry.example/signatures'", "the digest's")
+    )
+
+
 def cuda_repository(value: object) -> str:
     return _repository(value, "an image name such as 'registry.example/cuda'", "cuda.tag")
 
@@ -288,6 +297,44 @@ def size(value: object) -> int:
     if match is None or not float(match[1]):
         raise expected(what, value)
     return int(float(match[1]) * _UNITS_OF_SIZE[match[2]])
+
+
+def signatures(value: object) -> Signatures:
+    return Signatures(choice(*Signatures)(value))
+
+
+def keys(value: object) -> tuple[PurePosixPath, ...]:
+    what = "an array of files such as ['/etc/nvidiad/keys/images.pem']"
+    return tuple(PurePosixPath(each) for each in strings(value, what, path))
+
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+
+
+def pins(value: object) -> Mapping[str, str]:
+    """Digests by the name and tag of an image; the ValueError has a sentence for each fault."""
+    what = "a table such as {'registry.example/nvidia-driver:4593.2.5-570.86.15' = 'sha256:…'}"
+    if not isinstance(value, dict):
+        raise expected(what, value)
+    faults: list[str] = []
+    for name, digest in value.items():
+        image, colon, label = name.rpartition(":")
+        try:
+            if not colon or "/" in label:
+                raise expected("an image name with its tag", name)
+            _repository(
+                image, "an image name with a tag such as 'registry.example/nvidia-driver:1.2'", "its own"
+            )
+            _tag(label, "a tag", ())
+            if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+                raise expected(
+                    f"a digest such as 'sha256:…' with 64 hexadecimal digits for '{name}'", digest
+                )
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError(*faults)
+    return MappingProxyType(dict(value))
 
 
 def optional_path(value: object) -> PurePosixPath | None:

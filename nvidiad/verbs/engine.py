@@ -217,16 +217,28 @@ class Engine(DriverEngine):
         """What a reference was in the registry when this engine asked; empty where it did not."""
         return self._digests.get(reference, "")
 
+    def fetch(self, reference: str, *, gentle: bool = False) -> str:
+        """Pull what a reference names, once somebody vouches for it; its digest."""
+        digest = self._vouched(reference)
+        self._ports.images.pull(reference, digest, self._report_progress, gentle=gentle)
+        self._digests[reference] = digest
+        return digest
+
+    def _vouched(self, reference: str) -> str:
+        """What a reference names now. From here on it is named by its digest: a tag can move meanwhile."""
+        from nvidiad.verbs.assurance import assure  # activation, at every boot, has no use for it
+
+        digest = self._ports.images.resolve(reference)
+        assure(reference, digest, self._ports.vouchers, self.log)
+        return digest
+
     def _pull(self, step: PullImage) -> None:
-        images, reference = self._ports.images, step.reference
         try:
-            digest = images.resolve(reference)
+            self.fetch(step.reference, gentle=step.gentle)
         except Failure as missing:
             if missing.code is Code.IMAGE_MISSING and step.build.kind is Kind.DRIVER:
-                self._explain(reference, step.build)
+                self._explain(step.reference, step.build)
             raise
-        images.pull(reference, digest, self._report_progress, gentle=step.gentle)
-        self._digests[reference] = digest
 
     def _renew(self, step: RenewTree) -> None:
         """Replace a tree that is of no use, where its tag names another image by now."""
@@ -256,7 +268,7 @@ class Engine(DriverEngine):
     def _install(self, step: InstallTree) -> None:
         """Run what was pulled in this plan, by digest: a tag may have moved meanwhile."""
         images, trees, build = self._ports.images, self.driver.trees, step.build
-        digest = self._digests.get(step.reference) or images.resolve(step.reference)
+        digest = self._digests.get(step.reference) or self._vouched(step.reference)
         self._digests[step.reference] = digest
         labels = images.labels(step.reference, digest)
         if build.kind is Kind.DRIVER and not build.kernel:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from nvidiad.nouns.compatibility import Entry
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UpdateStatus,
     )
     from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
+    from nvidiad.thought.cosign import Seal
 
 
 class Match(Value):
@@ -118,6 +119,15 @@ class Images(Protocol):
         gentle: bool = ...,
     ) -> None: ...
     def discard(self, reference: str, digest: str) -> None: ...
+
+
+class Vouchers(Protocol):
+    """The signatures of images, and the keys that may have made them."""
+
+    @property
+    def required(self) -> bool: ...
+    def seals(self, reference: str, digest: str) -> Iterator[Seal]: ...
+    def signer(self, signed: bytes, signature: bytes) -> str: ...
 
 
 class CompatibilityLists(Protocol):
@@ -244,5 +254,7 @@ class Ports(Value):
     lists: CompatibilityLists
     next: NextSystems
     shutdowns: Shutdowns
+    vouchers: Vouchers | None
+    """None where nobody looks for signatures."""
     activations: Memories
     """What the last activation of this boot left to say, in /run."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from nvidiad.nouns import compatibility
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Progress
-from nvidiad.thought import distribution, refusals
+from nvidiad.thought import distribution, provision, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.thought.distribution import Descriptor, Document
 from nvidiad.world import registry
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["CompatibilityLists", "Limits", "Repository"]
 
 _PIECE = 16 << 20
+# How registries say that they know nothing of referrers.
+_NO_API = (400, 404, 405, 501)
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
@@ -71,6 +73,19 @@ class Repository:
         document = Document(answer.headers.get("content-type", distribution.OCI_MANIFEST), answer.body)
         self._same(reference if ":" in reference else _named(answer, document), document.digest, reference)
         return document
+
+    def referrers(self, digest: str) -> tuple[str, ...]:
+        """The digests of what refers to a manifest, by the API of OCI 1.1 or its fallback tag."""
+        headers = {"Accept": distribution.OCI_INDEX}
+        answer = self._registry.ask(self._request("GET", f"/referrers/{digest}", digest, headers))
+        found: Answer | None = answer
+        if answer.status in _NO_API:
+            # Whoever puts a referrer there keeps an index of them under a tag then.
+            found = self._find("GET", f"/manifests/{digest.replace(':', '-')}", digest)
+        if found is None:
+            return ()
+        body = self._accepted(found, digest, writing=False).body
+        return provision.contents(Document(distribution.OCI_INDEX, body)).manifests
 
     def put_manifest(self, document: Document, reference: str = "") -> str:
         """Give a manifest a tag, or lay it down under its digest only; the digest."""

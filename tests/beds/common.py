@@ -31,7 +31,7 @@ _HOST_PACKAGES = (
     *("python3", "python3-venv", "python3-dev", "python3-jeepney"),
     *("gcc", "libc6-dev", "libsystemd-dev", "pkg-config", "umockdev", "gir1.2-umockdev-1.0"),
 )
-_EXTRA_PACKAGES: Mapping[str, tuple[str, ...]] = {"trixie": ("docker-cli", "docker-buildx")}
+_EXTRA_PACKAGES: Mapping[str, tuple[str, ...]] = {"trixie": ("docker-cli", "docker-buildx", "cosign")}
 _SLIM_OPTIONS = (
     '--aptopt=Acquire::Languages "none"',
     '--aptopt=APT::Install-Recommends "false"',

@@ -9,6 +9,7 @@ import json
 import subprocess
 import tarfile
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,15 +26,16 @@ from nvidiad.image.nouns.model import (
     Verdict,
 )
 from nvidiad.image.nouns.recipe import DriverWish, OsWish, Recipe
-from nvidiad.image.thought import cosign, publication
+from nvidiad.image.thought import publication
 from nvidiad.image.verbs.publish import Wishes, publish
 from nvidiad.image.world.signing import SigningKey
 from nvidiad.image.world.upload import upload
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Flavour, Progress
 from nvidiad.nouns.value import replace
-from nvidiad.thought import distribution
+from nvidiad.thought import cosign, distribution, trust
 from nvidiad.world.repository import Limits, Repository, read_list
+from nvidiad.world.vouchers import Vouchers
 from tests.beds.common import host_root, require, run_checked
 from tests.images.shelf import Shelf, TokenServer, password, shelf
 from tests.payload import builder
@@ -41,7 +43,6 @@ from tests.payload import image as payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from nvidiad.image.nouns.publication import Published
     from tests.images.workshop import Workshop as Engineered
@@ -413,7 +414,17 @@ def verify(top: Path, image: str, public: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_what_is_signed_is_verified_by_others(bench: Bench, shelved: Shelf, tmp_path: Path) -> None:
+def vouchers(public: Path, registry: Repository, name: str) -> str:
+    """The key that a host finds to vouch for an image."""
+    limits = Limits(5, 10, tries=1)
+    found = Vouchers([PurePosixPath(public)], Path("/"), required=True, auth_file=None, limits=limits)
+    reference, digest = f"{registry.name}:{name}", registry.head(name) or ""
+    return trust.signer(reference, digest, found.seals(reference, digest), found.signer)
+
+
+def test_what_is_signed_is_verified_by_others(
+    bench: Bench, shelved: Shelf, registry: Repository, tmp_path: Path
+) -> None:
     require("openssl")
     signer = key(tmp_path)
     found = run(bench, recipe(), signer=signer)
@@ -421,6 +432,7 @@ def test_what_is_signed_is_verified_by_others(bench: Bench, shelved: Shelf, tmp_
     for tag in ("4593.2.5-535.309.01", "stable-535.309.01"):
         good = verify(tmp_path, f"{shelved.address}/{NAME}:{tag}", signer.public())
         assert good.returncode == 0, good.stderr
+        assert vouchers(tmp_path / "public.pem", registry, tag).startswith("public.pem")
     (tmp_path / "other").mkdir()
     other = key(tmp_path / "other").public()
     bad = verify(tmp_path, f"{shelved.address}/{NAME}:4593.2.5-535.309.01", other)
@@ -429,6 +441,20 @@ def test_what_is_signed_is_verified_by_others(bench: Bench, shelved: Shelf, tmp_
     unsigned = run(bench, recipe(OLDER)).outcomes[0]
     bad = verify(tmp_path, f"{shelved.address}/{NAME}:{unsigned.cell.tag}", signer.public())
     assert bad.returncode != 0
+
+
+def test_a_new_key_joins_the_old_one(bench: Bench, registry: Repository, tmp_path: Path) -> None:
+    """A rotation: hosts with either key, or both, take the image."""
+    digest = run(bench, recipe(), signer=key(tmp_path)).outcomes[0].digest
+    (tmp_path / "new").mkdir()
+    new = key(tmp_path / "new")
+    found = run(bench, recipe(), signer=new, wishes=Wishes(sign_present=True))
+    assert found.signed == (digest,)
+    for signer in (key(tmp_path), new):
+        (tmp_path / "public.pem").write_text(signer.public())
+        assert vouchers(tmp_path / "public.pem", registry, digest)
+        # Whoever has signed once does not do it again.
+        assert run(bench, recipe(), signer=signer, wishes=Wishes(sign_present=True)).signed == ()
 
 
 def test_what_was_published_without_a_key_is_signed_later(

@@ -31,7 +31,7 @@ ROOMS = {
     "subprocess": {"world/process.py"},
     "requests": {"world/dockerd.py"},
     "urllib3": {"world/dockerd.py", "world/registry.py", "image/world/fetch.py"},
-    "cryptography": {"image/world/signing.py"},
+    "cryptography": {"image/world/signing.py", "world/keys.py"},
     "lightkube": {"kubernetes/world/cluster.py"},
     "httpx2": {"kubernetes/world/cluster.py"},
 }
@@ -47,6 +47,7 @@ WORLD_PARTS = {
     "gateway": {"registry", "repository"},
     "trees": {"inspection"},
     "repository": {"registry"},
+    "vouchers": {"keys", "registry", "repository"},
     "engine": {"dockerd"},
     "workspace": {"compiled"},
 }

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvidiad.nouns.model import Exposure
+from nvidiad.nouns.model import Exposure, Signatures
 from nvidiad.thought import config
 from nvidiad.thought.config import load
-from nvidiad.thought.settings import Daemon, Driver, Engine, Image, Install, Settings, Units
+from nvidiad.thought.settings import Daemon, Driver, Engine, Image, Install, Settings, Trust, Units
 
 # A busy machine is no reason to fail.
+# Tables whose keys are free.
+FREE = {"driver.parameters.nvidia-uvm", "trust.pins.r.example/n:1-2"}
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHECKOUT = Path(__file__).parents[2]
@@ -41,6 +43,12 @@ auth-file = "/etc/nvidiad/auth.json"
 connect-timeout = 5
 stall-timeout = 7.5
 total-timeout = 600
+[trust]
+keys = ["/etc/nvidiad/keys/a.pem", "/etc/nvidiad/keys/b.pem"]
+policy = "prefer"
+repository = "registry.example/signatures"
+[trust.pins]
+"r.example/n:1-2" = "sha256:4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865"
 [install]
 root = "/var/lib/nvidiad/root/"
 exposure = "overlay"
@@ -106,6 +114,14 @@ def test_every_key() -> None:
             stall_timeout=7.5,
             total_timeout=600.0,
         ),
+        trust=Trust(
+            policy=Signatures.PREFER,
+            keys=(PurePosixPath("/etc/nvidiad/keys/a.pem"), PurePosixPath("/etc/nvidiad/keys/b.pem")),
+            repository="registry.example/signatures",
+            pins={
+                "r.example/n:1-2": "sha256:4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865"
+            },
+        ),
         install=Install(PurePosixPath("/var/lib/nvidiad/root"), Exposure.OVERLAY),
         units=Units(("kubelet.service", "vllm@0.service", "gpu.target"), hold=False),
         engine=Engine(PurePosixPath("/var/run/docker.sock")),
@@ -159,9 +175,7 @@ def test_the_example_is_valid_and_names_every_key() -> None:
     settings, faults = load([("f", everything)])
     assert faults == ()
     assert settings.configured
-    assert leaves(tomllib.loads(everything)) >= leaves(tomllib.loads(FULL)) - {
-        "driver.parameters.nvidia-uvm"
-    }
+    assert leaves(tomllib.loads(everything)) >= leaves(tomllib.loads(FULL)) - FREE
 
 
 def leaves(document: dict[str, Any], prefix: str = "") -> set[str]:
@@ -179,7 +193,7 @@ def test_the_examples_of_the_document_are_valid() -> None:
         needed = [("f", '[driver]\nversion = "1"\n[image]\nrepository = "r"\n'), ("g", fence)]
         assert load(needed)[1] == ()
         seen |= leaves(tomllib.loads(fence))
-    assert seen >= leaves(tomllib.loads(FULL)) - {"driver.parameters.nvidia-uvm"}
+    assert seen >= leaves(tomllib.loads(FULL)) - FREE
 
 
 def test_the_faults_of_the_document_are_those_that_are_found() -> None:
@@ -404,7 +418,7 @@ def test_the_import_is_cheap() -> None:
         ),
         pytest.param(
             "[zzz]\n",
-            "f:1: zzz: unknown table (there are driver, image, cuda, install, units, "
+            "f:1: zzz: unknown table (there are driver, image, trust, cuda, install, units, "
             "stage, reboot, retention, engine, daemon)",
             id="unknown table",
         ),
@@ -430,6 +444,39 @@ def test_the_import_is_cheap() -> None:
             "[units]\nqqq = 30\n",
             "f:2: units.qqq: unknown key (there are gated, when-missing)",
             id="no idea",
+        ),
+        pytest.param(
+            "[trust]\npolicy = 'require'\n",
+            "f:2: trust.keys: expected at least one file, as trust.policy is 'require', found nothing",
+            id="nobody to trust",
+        ),
+        pytest.param(
+            "[trust]\nkeys = []\npolicy = 'prefer'\n",
+            "f:3: trust.keys: expected at least one file, as trust.policy is 'prefer', found nothing",
+            id="nobody to prefer",
+        ),
+        pytest.param(
+            "[trust]\nkeys = '/a'\npolicy = 'require'\n",
+            "f:2: trust.keys: expected an array of files such as ['/etc/nvidiad/keys/images.pem'], "
+            "found '/a' (write ['/a'])",
+            id="one key",
+        ),
+        pytest.param(
+            "[trust]\npolicy = 'required'\nkeys = ['/a']\n",
+            "f:2: trust.policy: expected 'require' or 'prefer' or 'off', found 'required' "
+            "(did you mean 'require'?)",
+            id="a word that is none",
+        ),
+        pytest.param(
+            "[trust]\npins = {'r.example/n' = 'sha256:00'}\n",
+            "f:2: trust.pins: expected an image name with its tag, found 'r.example/n'",
+            id="a pin without a tag",
+        ),
+        pytest.param(
+            "[trust]\npins = {'r.example/n:1' = 'sha256:00'}\n",
+            "f:2: trust.pins: expected a digest such as 'sha256:…' with 64 hexadecimal digits for "
+            "'r.example/n:1', found 'sha256:00'",
+            id="a pin without a digest",
         ),
         pytest.param(
             "[daemon]\nretry-initial = 700\n",
@@ -466,8 +513,8 @@ def test_all_faults_at_once_each_with_its_place() -> None:
     )
     assert [(fault.file, fault.line, fault.column, fault.key) for fault in faults] == [
         ("a.toml", 4, None, "driver.product"),
-        ("a.toml", 17, None, "install.root"),
-        ("a.toml", 25, None, "daemon.pol"),
+        ("a.toml", 23, None, "install.root"),
+        ("a.toml", 31, None, "daemon.pol"),
         ("b.toml", 2, 1, ""),
         ("c.toml", 2, None, "units.gated"),
     ]

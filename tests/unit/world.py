@@ -26,6 +26,7 @@ from nvidiad.nouns.model import (
     ModuleFile,
     Progress,
     Release,
+    Signatures,
     Tree,
     UnitState,
     UpdateStatus,
@@ -42,10 +43,11 @@ from nvidiad.verbs.reconcile import Reconciler
 from tests.unit.facts import DRIVER, KERNEL, OS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nvidiad.nouns.compatibility import Compatibility, Entry
     from nvidiad.nouns.plan import Status
+    from nvidiad.thought.cosign import Seal
     from nvidiad.thought.settings import Settings
 
 ROOT = Path("/opt")
@@ -208,6 +210,11 @@ class World:
         self.registry: dict[str, Image] = {}
         self.refusal: Failure | None = None
         """What the registry or the engine answers to everything."""
+        self.signatures = Signatures.OFF
+        self.seals: dict[str, tuple[Seal, ...]] = {}
+        """By the digest that they lie beside; `good` is the signature of the configured key."""
+        self.unsealed: Failure | None = None
+        """Why the signatures cannot be read."""
         self.listed: Compatibility | Failure | None = None
         """The compatibility list in the registry, or why it cannot be read."""
         self.host_modules = {"i2c_core"}
@@ -284,6 +291,7 @@ class World:
             units=_Units(self),
             updates=_Updates(self),
             images=_Images(self),
+            vouchers=_Vouchers(self) if self.signatures is not Signatures.OFF else None,
             lists=_Lists(self),
             next=_Next(self),
             shutdowns=_Shutdowns(self),
@@ -509,6 +517,8 @@ class _Images(_Part):
 
     def resolve(self, reference: str) -> str:
         self._ask()
+        if "@" in reference:
+            return reference.partition("@")[2]
         if reference not in self.world.registry:
             raise Transient(Code.IMAGE_MISSING, f"'{reference}' is not in the registry")
         return self.world.registry[reference].digest
@@ -560,6 +570,20 @@ class _Images(_Part):
         if digest not in self.world.disk.pulled:
             raise Transient(Code.IMAGE_FAILED, f"'{reference}' is no longer in the engine")
         return self.world.disk.pulled[digest]
+
+
+class _Vouchers(_Part):
+    @property
+    def required(self) -> bool:
+        return self.world.signatures is Signatures.REQUIRE
+
+    def seals(self, reference: str, digest: str) -> Iterator[Seal]:
+        if self.world.unsealed is not None:
+            raise self.world.unsealed
+        yield from self.world.seals.get(digest, ())
+
+    def signer(self, signed: bytes, signature: bytes) -> str:
+        return "images.pem" if signature == b"good" else ""
 
 
 class _Lists(_Part):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from nvidiad.image.nouns.model import Architecture, Standing, State
 from nvidiad.image.nouns.publication import Outcome, Published
-from nvidiad.image.thought import cosign, matrix
+from nvidiad.image.thought import matrix
 from nvidiad.image.verbs.survey import Survey, survey
 from nvidiad.nouns import compatibility
 from nvidiad.nouns.compatibility import Compatibility
 from nvidiad.nouns.errors import Code, Failure, Transient
 from nvidiad.nouns.model import Problem, Progress, problem_of
 from nvidiad.nouns.value import Value, replace
-from nvidiad.thought import distribution
+from nvidiad.thought import cosign, distribution
 from nvidiad.thought.distribution import Descriptor, Document
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Registry(Protocol):
     def head(self, reference: str) -> str | None: ...
     def manifest(self, reference: str) -> Document: ...
     def put_manifest(self, document: Document, reference: str = ...) -> str: ...
+    def blob(self, digest: str, limit: int = ...) -> bytes: ...
     def put_blob(self, data: bytes, media_type: str = ...) -> Descriptor: ...
     def check_push(self) -> None: ...
     def artefact(self, tag: str, media_type: str, limit: int = ...) -> bytes | None: ...
@@ -249,25 +250,33 @@ class _Run:
             self._try(lambda digest=digest: self._sign(digest))  # type: ignore[misc]
 
     def _sign(self, digest: str) -> None:
-        tag = cosign.tag(digest)
-        if self._signer is None or digest in self._signed or self._registry.head(tag) is not None:
+        if self._signer is None or self._vouched(digest):
             return
         self._tell(Progress("sign-image", digest))
         payload = cosign.payload(self._registry.name, digest)
         layer = self._registry.put_blob(payload, cosign.PAYLOAD)
         config = self._registry.put_blob(cosign.configuration(payload), cosign.CONFIG)
-        self._registry.put_manifest(cosign.manifest(config, layer, self._signer.sign(payload)), tag)
+        # A new key's signature joins that of the old one: hosts learn of keys at their own pace.
+        made = cosign.manifest(config, layer, self._signer.sign(payload), self._signatures(digest))
+        self._registry.put_manifest(made, cosign.tag(digest))
         self._signed.append(digest)
 
     def _vouched(self, digest: str) -> bool:
         """Whether an image has a signature of this key, from this run or an earlier one."""
         if self._signer is None or digest in self._signed:
             return self._signer is not None
-        tag, payload = cosign.tag(digest), cosign.payload(self._registry.name, digest)
-        if self._registry.head(tag) is None:
+        found = self._signatures(digest)
+        if found is None:
             return False
-        found = cosign.signatures(self._registry.manifest(tag), payload)
-        return any(self._signer.verifies(payload, signature) for signature in found)
+        blobs = {each: self._registry.blob(each, cosign.MAX_BYTES) for each in cosign.material(found)}
+        return any(
+            digest in seal.digests and self._signer.verifies(seal.signed, seal.signature)
+            for seal in cosign.seals(found, blobs)
+        )
+
+    def _signatures(self, digest: str) -> Document | None:
+        tag = cosign.tag(digest)
+        return None if self._registry.head(tag) is None else self._registry.manifest(tag)
 
     def point(self) -> None:
         """Let the tags of channels and of several architectures name what is there now."""

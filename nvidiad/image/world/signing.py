@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signing key: a private key of the curve P-256, as cosign and skopeo verify it.
-
-`cryptography` is an extra (`pip install nvidiad[image]`) and only imported by who signs.
-"""
+"""The signing key: a private key of the curve P-256, as cosign and skopeo verify it."""
 
 from __future__ import annotations
 
@@ -24,13 +21,10 @@ class SigningKey:
 
     def __init__(self, path: Path, password: bytes | None = None) -> None:
         """Read the key; raises RECIPE_INVALID where it is none that can be used."""
-        try:
-            from cryptography.exceptions import UnsupportedAlgorithm
-            from cryptography.hazmat.primitives.asymmetric import ec
-            from cryptography.hazmat.primitives.serialization import load_pem_private_key
-        except ImportError:
-            sentence = f"'{path}' cannot be used to sign: the Python package 'cryptography' is not installed"
-            raise Permanent(Code.RECIPE_INVALID, sentence, "pip install 'nvidiad[image]'") from None
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
         try:
             key = load_pem_private_key(path.read_bytes(), password or None)
         except OSError as error:

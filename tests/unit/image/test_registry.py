@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nvidiad.image.thought import cosign
 from nvidiad.nouns.errors import Code
-from nvidiad.thought import distribution
+from nvidiad.thought import cosign, distribution
 from nvidiad.thought.distribution import Challenge, Descriptor, Document
 from nvidiad.world import registry
 

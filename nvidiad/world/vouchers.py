@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vouchers: the signatures of an image that its registry holds, and the keys that may have made them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeVar
+
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.thought import cosign
+from nvidiad.thought import pull as pulling
+from nvidiad.world import registry
+from nvidiad.world.keys import PublicKeys
+from nvidiad.world.repository import Limits, Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path, PurePosixPath
+
+    from nvidiad.thought.cosign import Seal
+
+T = TypeVar("T")
+
+# Of one image; whoever may push there could lay down any number to be asked for.
+_REFERRERS = 32
+
+
+class Vouchers:
+    """The port `Vouchers` over the registry's own API: no engine hands out what is no image."""
+
+    def __init__(
+        self,
+        keys: Sequence[PurePosixPath],
+        root: Path,
+        *,
+        required: bool,
+        auth_file: Path | None,
+        limits: Limits,
+        repository: str = "",
+    ) -> None:
+        self.required = required
+        """Whether an image without a good signature is refused."""
+        self._keys = PublicKeys(keys, root)
+        self._auth_file = auth_file
+        self._limits = limits
+        self._repository = repository
+        """Where signatures are, where that is not beside the image."""
+
+    def signer(self, signed: bytes, signature: bytes) -> str:
+        """The name of the configured key that made this signature, empty where none of them did."""
+        return self._keys.signer(signed, signature)
+
+    def seals(self, reference: str, digest: str) -> Iterator[Seal]:
+        """The signatures of an image, one request after the other: mostly the first one is enough."""
+        self._keys.read()
+        place = self._repository or pulling.parse_reference(reference).repository
+        auth = registry.credentials(self._auth_file, pulling.parse_reference(f"{place}:tag").registry)
+        with closing(Repository(place, auth, limits=self._limits)) as repository:
+            if repository.head(cosign.tag(digest)) is not None:
+                yield from _sealed(repository, cosign.tag(digest))
+            for each in repository.referrers(digest)[:_REFERRERS]:
+                yield from _sealed(repository, each)
+
+
+def _sealed(repository: Repository, name: str) -> Iterator[Seal]:
+    """The signatures of one manifest; one that is damaged vouches for nothing, and hides no other."""
+    document = _if_whole(repository.manifest, name)
+    if document is None:
+        return
+    blobs = {}
+    for digest in cosign.material(document):
+        blob = _if_whole(lambda each: repository.blob(each, cosign.MAX_BYTES), digest)
+        if blob is not None:
+            blobs[digest] = blob
+    yield from cosign.seals(document, blobs)
+
+
+def _if_whole(fetch: Callable[[str], T], name: str) -> T | None:
+    """What is fetched; None where it is not there, or not what its digest says."""
+    try:
+        return fetch(name)
+    except Failure as failure:
+        if failure.code in (Code.IMAGE_CORRUPT, Code.IMAGE_MISSING, Code.IMAGE_FOREIGN):
+            return None
+        raise
