@@ -15,6 +15,7 @@ from nvidiad.thought import config
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
 from nvidiad.world.host import LinuxHost, config_fragments
+from nvidiad.world.last_good import LastGood
 from nvidiad.world.linker import Linker
 from nvidiad.world.memory import MemoryFile
 from nvidiad.world.modules import Modules
@@ -37,7 +38,11 @@ STATE = Path("var/lib/nvidiad")
 
 def read_settings(path: Path) -> Settings:
     """The configuration; raises CONFIG_INVALID with every fault of every file."""
-    settings, faults = config.load(config_fragments(path))
+    return _settings_of(config_fragments(path))
+
+
+def _settings_of(fragments: Sequence[tuple[str, str]]) -> Settings:
+    settings, faults = config.load(fragments)
     if faults:
         raise Permanent(
             Code.CONFIG_INVALID,
@@ -45,6 +50,42 @@ def read_settings(path: Path) -> Settings:
             f"Correct it, then: systemctl reload nvidiad (faults found: {len(faults)}).",
         )
     return settings
+
+
+def last_good_settings(root: Path) -> Settings:
+    """What the daemon has last read without a fault; nothing is configured where that is not known."""
+    try:
+        return _settings_of(_last_good(root).read())
+    except Failure:
+        return _settings_of([])
+
+
+def _read_and_keep(path: Path, root: Path, log: Log) -> Settings:
+    """The configuration, of which a copy is kept for a boot at which it is at fault."""
+    fragments = config_fragments(path)
+    settings = _settings_of(fragments)
+    if settings.configured:
+        try:
+            _last_good(root).write(fragments)
+        except Failure as failure:
+            log.warning("no copy of the configuration is kept, proceeding anyway", error=failure.sentence)
+    return settings
+
+
+def _settings_in_force(path: Path, root: Path, log: Log) -> Settings:
+    """The configuration, or the last good one where it is at fault; raises CONFIG_INVALID without one."""
+    try:
+        return read_settings(path)
+    except Failure as failure:
+        settings = last_good_settings(root)
+        if not settings.configured:
+            raise
+        log.warning("the last good configuration is used", code=str(failure.code), error=failure.sentence)
+        return settings
+
+
+def _last_good(root: Path) -> LastGood:
+    return LastGood(root / STATE / "configuration.json")
 
 
 def driver_ports(settings: Settings, root: Path) -> DriverPorts:
@@ -151,7 +192,7 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
 
     hold, freed = True, False
     try:
-        settings = read_settings(configuration)
+        settings = _settings_in_force(configuration, root, log)
         hold = settings.units.hold
         ports = driver_ports(settings, root)
         facts = look_at_driver(ports, settings)
@@ -194,7 +235,7 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
     if _host_is_stopping(root):
         log.info("the host is going down, the driver stays loaded")
         return 0
-    settings = read_settings(configuration)
+    settings = _settings_in_force(configuration, root, log)
     ports = driver_ports(settings, root)
     plan = plan_deactivation(look_at_driver(ports, settings), settings, ports.modules.holders())
     report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
@@ -262,7 +303,8 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
             log=log,
             manager=ServiceManager(),
             publisher=board,
-            read_settings=lambda: read_settings(configuration),
+            read_settings=lambda: _read_and_keep(configuration, root, log),
+            last_good=lambda: last_good_settings(root),
             make_looker=lambda publish, tell, stopping: Reconciler(
                 ports_for,
                 log,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,30 @@ def test_a_broken_file_at_a_reload_leaves_the_last_good_configuration_in_force(r
     document = road.wait_status(host, lambda d: not d["warnings"], "no warning any more")
     assert document["phase"] == "ready"
     assert {unit: road.main_pid(host, unit) for unit in pids} == pids
+
+
+def test_a_broken_file_at_a_boot_takes_no_driver_from_the_host(ready: Host) -> None:
+    """Nor does it without the daemon: nvidia.service reads the copy, too."""
+    host = ready
+    host.write(FILE, FAULTY)
+    host.reboot()
+    document = road.wait_ready(host)
+    assert faulty(document)
+    assert document["driver"]["loaded"] == road.DRIVER
+    road.assert_never_early(host, starts=1)
+    said = [e for e in host.journal("nvidia.service") if "last good configuration" in str(e.get("MESSAGE"))]
+    assert "driver.version" in json.dumps(said)
+    host.run("mkdir /root/wants; mv /etc/systemd/system/*.wants/nvidiad.* /root/wants", check=True)
+    assert host.reboot() == "running"
+    assert host.state(UNIT) == "inactive"
+    road.assert_never_early(host, starts=1)
+    # Taking it down knows what is to be undone.
+    host.systemctl("stop", KUBELET, "nvidia-persistenced.service", "nvidia.service")
+    assert host.modules() == []
+    host.systemctl("enable", UNIT)
+    host.write(FILE, road.configuration())
+    host.systemctl("start", "nvidia.service", "nvidia-persistenced.service", UNIT, KUBELET)
+    assert road.wait_ready(host)["warnings"] == []
 
 
 def test_what_cannot_be_read_is_named_and_not_taken(ready: Host) -> None:

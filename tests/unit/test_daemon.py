@@ -123,6 +123,8 @@ class Stage:
     log: Quiet = field(default_factory=Quiet)
     bells: list[Bell] = field(default_factory=list)
     readings: list[Settings | Failure] = field(default_factory=lambda: [SETTINGS])
+    remembered: Settings = field(default_factory=Settings)
+    """The last good configuration of an earlier daemon."""
     shown: list[tuple[Status | None, Progress | None]] = field(default_factory=list)
     subscribed: list[Settings] = field(default_factory=list)
     exit_status: int | None = None
@@ -161,6 +163,7 @@ class Stage:
                     manager=self.systemd,
                     publisher=self,
                     read_settings=self.read,
+                    last_good=lambda: self.remembered,
                     make_looker=self.make_worker,
                     open_sources=self.open,
                     status_line=lambda status: status.summary,
@@ -490,6 +493,19 @@ def test_a_broken_configuration_at_the_start_blocks_and_names_its_faults(stage: 
     assert last.problem is not None
     assert (last.problem.code, last.problem.remedy) == (Code.CONFIG_INVALID, "Correct it.")
     assert last.summary == BROKEN.sentence
+
+
+def test_a_broken_configuration_at_the_start_leaves_that_of_the_last_daemon_in_force(stage: Stage) -> None:
+    stage.readings, stage.remembered = [BROKEN], SETTINGS
+
+    async def play(daemon: Daemon) -> None:
+        await stage.idle(daemon)
+
+    stage.perform(play)
+    assert stage.worker.looks == [(SETTINGS, False)]
+    last = stage.shown[-1][0]
+    assert last is not None
+    assert (last.phase, last.warnings) == (Phase.READY, (BROKEN.sentence,))
 
 
 def test_a_bus_that_is_lost_at_the_reload_ends_it(stage: Stage) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Release
 from nvidiad.world.host import LinuxHost, config_fragments
+from nvidiad.world.last_good import LastGood
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -168,3 +170,34 @@ def test_conf_d_that_is_no_directory(tmp_path: Path) -> None:
     put(tmp_path / "conf.d")
     with pytest.raises(Failure, match=r"conf\.d': Not a directory"):
         config_fragments(tmp_path / "nvidiad.toml")
+
+
+# -- the last good configuration ---------------------------------------------------------------------
+
+
+def test_the_last_good_configuration_is_what_was_written_last(tmp_path: Path) -> None:
+    kept = LastGood(tmp_path / "state/configuration.json")
+    assert kept.read() == []
+    kept.write([("a.toml", "x = 1\n"), ("b.toml", "\u00e9")])
+    assert kept.read() == [("a.toml", "x = 1\n"), ("b.toml", "\u00e9")]
+    file = tmp_path / "state/configuration.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    written = file.stat().st_ino
+    kept.write([("a.toml", "x = 1\n"), ("b.toml", "\u00e9")])
+    assert file.stat().st_ino == written, "it was written though it said the same"
+    kept.write([])
+    assert kept.read() == []
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b'["a"]', b'[["a"]]', b'[["a", 3]]', b"\xff", b"[" * 100_000, b'[["a", "b", "c"]]']
+)
+def test_a_last_good_configuration_that_cannot_be_understood_is_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "configuration.json").write_bytes(data)
+    assert LastGood(tmp_path / "configuration.json").read() == []
+
+
+def test_a_last_good_configuration_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Failure, match=r"configuration\.json"):
+        LastGood(tmp_path / "file/configuration.json").write([("a", "b")])
