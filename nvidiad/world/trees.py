@@ -194,6 +194,10 @@ class Trees:
             identity=identity,
             size=manifest.size,
             installed=state[3] / 1e9 if state else 0.0,
+            architecture=manifest.architecture,
+            os_id=manifest.os_id,
+            pci=manifest.pci,
+            strays=manifest.strays if manifest.kind is Kind.DRIVER else (),
         )
 
     def _complete(self, path: Path) -> Tree:

@@ -60,7 +60,7 @@ def test_list(tmp_path: Path) -> None:
     (root / "sys/bus/pci/devices/0000:09:00.0").symlink_to("gone")
     assert PciGpus(root).list() == (
         Gpu("0000:04:00.0", "10de:1b06", "nouveau"),
-        Gpu("0000:07:00.0", "10de:1af1", "vfio-pci"),
+        Gpu("0000:07:00.0", "10de:1af1", "vfio-pci", switch=True),
         Gpu("0000:65:00.0", "10de:2330", "nvidia"),
         Gpu("0001:00:00.0", "10de:20b5", None),
     )

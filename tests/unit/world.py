@@ -24,6 +24,7 @@ from nvidiad.nouns.model import (
     LoadedModule,
     Memory,
     ModuleFile,
+    ModuleRules,
     Progress,
     Release,
     Tree,
@@ -212,6 +213,8 @@ class World:
         """The compatibility list in the registry, or why it cannot be read."""
         self.host_modules = {"i2c_core"}
         self.lockdown = "none"
+        self.rules = ModuleRules()
+        self.device = "10de:20b5"
         self.forgetful: Failure | None = None
         """Why the daemon's memory cannot be written."""
         self.unreadable: Failure | None = None
@@ -447,8 +450,17 @@ class _Host(_Part):
     def boot_id(self) -> str:
         return f"boot-{self.world.boots}"
 
+    def machine(self) -> str:
+        return "x86_64"
+
     def lockdown(self) -> str:
         return self.world.lockdown
+
+    def module_rules(self) -> ModuleRules:
+        return self.world.rules
+
+    def secure_boot(self) -> bool | None:
+        return None
 
     def extensions(self) -> tuple[str, ...]:
         return ()
@@ -460,7 +472,7 @@ class _Host(_Part):
 class _Gpus(_Part):
     def list(self) -> tuple[Gpu, ...]:
         bound = "nvidia" if "nvidia" in self.world.volatile.loaded else None
-        return (Gpu("0000:01:00.0", "10de:20b5", bound),) if self.world.gpus else ()
+        return (Gpu("0000:01:00.0", self.world.device, bound),) if self.world.gpus else ()
 
 
 class _Trees(_Part):
@@ -613,6 +625,12 @@ class _Modules(_Part):
             )
             for name in sorted(loaded)
         )
+
+    def present(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return ()
+
+    def unavailable(self, names: tuple[str, ...], kernel: str) -> tuple[str, ...]:
+        return ()
 
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
