@@ -333,6 +333,8 @@ def signature(facts: DriverFacts) -> Check:
     if not by:
         boot = {True: ", though Secure Boot is on", False: ", Secure Boot is off", None: ""}
         return passed(name, f"the kernel takes modules without a signature{boot[rules.secure_boot]}")
+    if not facts.wanted_modules:
+        return passed(name, f"{by}: the driver's modules have to be signed")
     if not due:
         return passed(name, f"{by}, and the modules are loaded")
     return passed(name, f"{by}, and the modules are signed; whether it trusts the key, insmod tells")

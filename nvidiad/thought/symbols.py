@@ -45,6 +45,8 @@ class Known(Value):
     """Where that stands, for a person."""
     whole: bool = False
     """No other symbol is exported."""
+    vermagic: str = ""
+    """That of the kernel's own modules."""
     why: str = ""
     """Why nothing is known."""
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UpdateStatus,
     )
     from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
+    from nvidiad.thought.symbols import Imports, Known
 
 
 class Match(Value):
@@ -158,6 +159,14 @@ class Modules(Protocol):
     def holders(self) -> tuple[Holder, ...]: ...
 
 
+class Kernels(Protocol):
+    """What the OS has of its kernels on disk."""
+
+    def imports(self, paths: tuple[str, ...]) -> tuple[Imports, ...]: ...
+    def symbols(self, kernel: str, wanted: frozenset[str]) -> Known: ...
+    def forbidden(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]: ...
+
+
 class Nodes(Protocol):
     """Device nodes in /dev and their links in /dev/char."""
 
@@ -250,5 +259,6 @@ class Ports(Value):
     lists: CompatibilityLists
     next: NextSystems
     shutdowns: Shutdowns
+    kernels: Kernels
     activations: Memories
     """What the last activation of this boot left to say, in /run."""

@@ -269,6 +269,11 @@ class Trees:
             raise files.disk_full(
                 f"the tree of {manifest.build} needs {needed} bytes in '{bundle}', {free} are free"
             )
+        if found.f_files and found.f_favail < manifest.count:
+            raise files.disk_full(
+                f"the tree of {manifest.build} needs {manifest.count} inodes in '{bundle}', "
+                f"{found.f_favail} are free"
+            )
 
     def _lay_down(
         self, source: Path, text: str, manifest: Manifest, target: Path, tell: Callable[[Progress], None]

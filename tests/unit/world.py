@@ -35,6 +35,7 @@ from nvidiad.nouns.model import (
 from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
+from nvidiad.thought.symbols import Imports, Known
 from nvidiad.verbs.bring_up import bring_up
 from nvidiad.verbs.engine import DriverEngine
 from nvidiad.verbs.observer import look_at_driver
@@ -215,6 +216,9 @@ class World:
         self.lockdown = "none"
         self.rules = ModuleRules()
         self.device = "10de:20b5"
+        self.imports: dict[str, int] = {}
+        """The CRCs that the modules of every tree were built with."""
+        self.known = Known({}, why="nobody looked")
         self.forgetful: Failure | None = None
         """Why the daemon's memory cannot be written."""
         self.unreadable: Failure | None = None
@@ -290,6 +294,7 @@ class World:
             lists=_Lists(self),
             next=_Next(self),
             shutdowns=_Shutdowns(self),
+            kernels=_Kernels(self),
             activations=_Memories(self, "activation"),
         )
 
@@ -681,6 +686,21 @@ class _Modules(_Part):
 
     def holders(self) -> tuple[Holder, ...]:
         return (Holder(7, "train", "job.service"),) if self.world.volatile.held else ()
+
+
+class _Kernels(_Part):
+    def imports(self, paths: tuple[str, ...]) -> tuple[Imports, ...]:
+        return tuple(
+            Imports(path.rpartition("/")[2], path, self.world.imports)
+            for path in paths
+            if self.world.imports
+        )
+
+    def symbols(self, kernel: str, wanted: frozenset[str]) -> Known:
+        return self.world.known
+
+    def forbidden(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        return ()
 
 
 class _Nodes(_Part):
