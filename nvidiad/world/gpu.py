@@ -21,6 +21,7 @@ RECEIVE_BUFFER = 1 << 20
 # More are left for the next time the file descriptor is ready, so that a storm does not keep the loop.
 EVENTS_AT_MOST = 1000
 LOST = "events were lost"
+UNREAD = "an event came that cannot be read"
 
 
 class PciGpus:
@@ -96,6 +97,11 @@ class Monitor:
                 self._clear_error()
                 if LOST not in found:
                     found.append(LOST)
+                continue
+            except ValueError:
+                # libudev knows no such action, or misses a field: it may concern us all the same.
+                if UNREAD not in found:
+                    found.append(UNREAD)
                 continue
             # A Device is a Mapping and one without properties is false: compare with None.
             if device is None:
