@@ -88,6 +88,12 @@ class Fault(StrEnum):
     NO_MANIFEST = "no-manifest"
     BROKEN_MANIFEST = "broken-manifest"
     NOT_A_DRIVER = "not-a-driver"
+    OTHER_GPUS = "other-gpus"
+    """Its driver serves none of the beds' GPUs."""
+    OTHER_MACHINE = "other-machine"
+    MIXED_MODULES = "mixed-modules"
+    """One of its modules is of another driver."""
+    STRAY_LIBRARY = "stray-library"
 
 
 def payload(
@@ -229,6 +235,19 @@ def spoil(tree: Path, fault: Fault) -> Path:
             for name, depends in MODULES.items():
                 module = _module(name, manifest.driver, vermagic, depends, manifest.flavour or "")
                 _put(tree / f"lib/modules/{manifest.kernel}/{name}.ko", module, 0o644)
+            write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
+        case Fault.OTHER_GPUS:
+            write_manifest(tree, manifests.render(replace(manifest, pci=("10de:2330", "10de:2901"))))
+        case Fault.OTHER_MACHINE:
+            write_manifest(tree, manifests.render(replace(manifest, architecture="aarch64")))
+        case Fault.MIXED_MODULES:
+            vermagic = f"{manifest.kernel} SMP preempt mod_unload"
+            module = _module("nvidia-uvm", "535.261.03", vermagic, "nvidia", manifest.flavour or "")
+            _put(tree / f"lib/modules/{manifest.kernel}/nvidia-uvm.ko", module, 0o644)
+            write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
+        case Fault.STRAY_LIBRARY:
+            stray = elf.library("libnvidia-opencl.so.1", "stand-in for libnvidia-opencl 535.261.03")
+            _put(tree / "lib64/libnvidia-opencl.so.535.261.03", stray, 0o755)
             write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
         case Fault.NO_MANIFEST:
             path.unlink()
