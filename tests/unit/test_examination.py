@@ -165,7 +165,9 @@ def test_what_the_kernels_own_modules_import(tmp_path: Path, folder: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [(".ko", bytes), (".ko.xz", lzma.compress), (".ko.gz", gzip.compress)], ids=str
+    ("suffix", "pack"),
+    [(".ko", bytes), (".ko.xz", lzma.compress), (".ko.gz", gzip.compress)],
+    ids=["plain", "xz", "gz"],
 )
 def test_compressed_modules(tmp_path: Path, suffix: str, pack: Any) -> None:
     content = {"modules.dep": f"kernel/a{suffix}:\n", f"kernel/a{suffix}": pack(ko(dict([LAYOUT])))}
