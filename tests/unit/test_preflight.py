@@ -11,6 +11,7 @@ from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.entries import FileEntry
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Build, Flavour, Gpu, Kind, Memory, ModuleRules, Phase, Problem, Release
+from nvidiad.nouns.upcoming import NextSystem
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, choice, planner, preflight, staging
 from nvidiad.thought.preflight import State
@@ -398,7 +399,9 @@ def test_a_host_that_gives_all_its_gpus_to_guests_is_left_alone_and_says_so(owne
     assert status.summary == f"every GPU of this host is bound to '{owner}', for guests; nvidiad stands back"
     # The gated units have nothing to wait for.
     assert [step.describe() for step in plan.steps] == [f"start {f.DOWN[0].name}"]
-    assert staging.stages(facts, f.settings(), Memory(), 0.0, None) == ()
+    coming = NextSystem("4081.2.0", "6.6.54-flatcar", "update_engine", staged=True)
+    assert staging.stages(facts, f.settings(), Memory(), 0.0, coming) == ()
+    assert staging.stages(f.host(f.installed()), f.settings(), Memory(), 0.0, coming) != ()
 
 
 def test_one_gpu_that_comes_back_from_a_guest_is_enough() -> None:
@@ -447,6 +450,34 @@ def test_a_driver_that_no_longer_serves_the_gpu_gives_way_to_the_one_that_did() 
     world.boot()
     assert world.reconciler().look(world.settings).phase is Phase.READY
     assert world.volatile.loaded["nvidia"] == "590.48.01"
+
+
+PASSING: dict[str, tuple[dict[str, Any], dict[str, Any], Code]] = {
+    "a module of the OS is missing": ({"absent": ("drm",)}, {"absent": ()}, Code.DEPENDENCY_MISSING),
+    "the kernel takes no more modules": (
+        {"rules": CLOSED},
+        {"rules": ModuleRules()},
+        Code.LOCKDOWN,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_may_be_over_with_the_next_boot_is_no_refusal_for_good(name: str) -> None:
+    wrong, mended, code = PASSING[name]
+    world = World(f.settings())
+    path = world.put_tree(world.wanted())
+    for key, value in wrong.items():
+        setattr(world, key, value)
+    world.boot()
+    assert world.disk.current is None and world.disk.linker is None, "something is exposed"
+    assert [attempt.problem.code for attempt in world.volatile.activation.attempts] == [code]
+    assert world.disk.trials.attempts == (), "another driver would take its place"
+    for key, value in mended.items():
+        setattr(world, key, value)
+    world.boot()
+    assert world.reconciler().look(world.settings).phase is Phase.READY
+    assert world.disk.current == path
 
 
 # -- what a tree and an image say

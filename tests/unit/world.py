@@ -215,6 +215,8 @@ class World:
         self.host_modules = {"i2c_core"}
         self.lockdown = "none"
         self.rules = ModuleRules()
+        self.absent: tuple[str, ...] = ()
+        """Modules that the driver's need, and that the OS has not."""
         self.device = "10de:20b5"
         self.imports: dict[str, int] = {}
         """The CRCs that the modules of every tree were built with."""
@@ -635,7 +637,7 @@ class _Modules(_Part):
         return ()
 
     def unavailable(self, names: tuple[str, ...], kernel: str) -> tuple[str, ...]:
-        return ()
+        return self.world.absent
 
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
