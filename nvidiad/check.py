@@ -37,6 +37,20 @@ _NOT_ALLOWED = os.strerror(13)
 
 def checks(options: argparse.Namespace) -> Iterator[Check]:
     """Each in its turn; what this user cannot see is skipped."""
+    told: list[Check] = []
+    for each in _checks(options):
+        same = next(
+            (before for before in told if (before.code, before.sentence) == (each.code, each.sentence)), None
+        )
+        if same and each.code:
+            # What keeps the driver from coming up has its own row already.
+            sentence = f"it cannot come up as long as '{same.name}' is not in order"
+            each = failed(each.name, each.code, sentence, f"See '{same.name}'.")
+        told.append(each)
+        yield each
+
+
+def _checks(options: argparse.Namespace) -> Iterator[Check]:
     settings, configuration = _settings(options.config)
     yield configuration
     yield _daemon(options)

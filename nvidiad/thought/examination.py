@@ -190,7 +190,7 @@ def listing(checks: Sequence[Check], *, width: int = 0, colour: bool = False) ->
     names = max((len(check.name) for check in checks), default=0)
     codes = max((len(word(check)) for check in checks), default=0)
     indent = " " * (names + codes + 6)
-    wrap = _wrapper(width - len(indent))
+    wrap = _wrapper(width - len(indent) - 2)
     lines: list[str] = []
     for check in checks:
         paint = f"\x1b[{_COLOURS[check.state]}m{_MARKS[check.state]}\x1b[0m"
@@ -199,7 +199,8 @@ def listing(checks: Sequence[Check], *, width: int = 0, colour: bool = False) ->
         first, *rest = wrap(clean(check.sentence))
         lines += [head + first, *(indent + line for line in rest)]
         if check.remedy:
-            lines += [indent + line for line in wrap(f"→ {clean(check.remedy)}")]
+            first, *rest = wrap(f"→ {clean(check.remedy)}")
+            lines += [indent + first, *(f"{indent}  {line}" for line in rest)]
     lines.append(summary(checks))
     return "".join(f"{line.rstrip()}\n" for line in lines)
 

@@ -112,6 +112,14 @@ def test_each_fault_has_its_row(root: Path, capsys: pytest.CaptureFixture[str], 
     assert all(row["remedy"] for row in rows.values() if row["state"] in ("failed", "warning"))
 
 
+def test_what_keeps_the_driver_back_is_told_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(root, {"sys/kernel/security/lockdown": "none [integrity]\n"})
+    _, rows = ask(root, capsys)
+    assert "is not signed" in rows["signature"]["text"]
+    assert rows["driver"]["text"] == "it cannot come up as long as 'signature' is not in order"
+    assert rows["driver"]["code"] == "lockdown"
+
+
 def test_no_gpu_is_in_order(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / GPU / "class").write_text("0x020000\n")
     status, rows = ask(root, capsys)
