@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns.entries import parents
 from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.manifest import Entry, FileEntry, LinkEntry, Manifest
 from nvidiad.nouns.model import Flavour
@@ -198,8 +199,11 @@ def image_labels(tree: Path) -> dict[str, str]:
     except Failure:
         return {}
     size = sum(int(found) for found in re.findall(r'"size": ([0-9]+)', text))
+    paths = re.findall(r'"path": "([^"]+)"', text)
+    folders = {folder for path in paths for folder in parents(path)}
     return manifests.labels(manifest, hashlib.sha256(text.encode()).hexdigest()) | {
-        manifests.SIZE: str(size)
+        manifests.SIZE: str(size),
+        manifests.FILES: str(len(paths) + len(folders) + 2),
     }
 
 
