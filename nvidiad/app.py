@@ -107,6 +107,7 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
     from nvidiad.world.images import DockerImages, Timeouts
+    from nvidiad.world.kernels import Kernels
     from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.notify import Store
     from nvidiad.world.slots import Slots
@@ -131,6 +132,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
+        kernels=Kernels(root),
         activations=activations(root),
     )
 

@@ -117,7 +117,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
         ("plan", "say what would be done and why, without the daemon, and do nothing"),
         ("reconcile", "let the daemon look now, back-off or not"),
         ("list", "list the trees on this host"),
-        ("check", "verify the tree in force, file by file, and what is loaded"),
+        ("check", "say of everything that can be wrong whether it is, and what to do"),
         ("install", "install a tree from an image or a directory"),
         ("gc", "remove the trees that nothing needs"),
         ("reboot-check", "say whether a reboot may go now: exit 0 go, 75 wait"),
@@ -255,44 +255,18 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from nvidiad import app
-    from nvidiad.nouns.errors import Failure
-    from nvidiad.thought.activation import activate
-    from nvidiad.thought.choice import find_tree
-    from nvidiad.verbs.observer import look_at_driver
+    import shutil
 
-    settings = app.read_settings(options.config)
-    ports = app.driver_ports(settings, options.root)
-    facts = look_at_driver(ports, settings)
-    found: list[tuple[str, str, str]] = []
+    from nvidiad import check
+    from nvidiad.thought import examination
 
-    def note(what: str, code: str, sentence: str) -> None:
-        found.append((what, code, sentence))
-
-    for gpu in facts.gpus:
-        note("gpu", "ok", f"{gpu.device} at {gpu.address}, bound to {gpu.bound or 'nothing'}")
-    if not facts.gpus:
-        note("gpu", "no-gpu", "this host has no NVIDIA GPU")
-    tree = find_tree(facts, settings)
-    if tree is not None:
-        try:
-            ports.trees.verify(tree.path, tree.build)
-            note("tree", "ok", f"every file of '{tree.path}' is as its manifest says")
-        except Failure as failure:
-            note("tree", str(failure.code), failure.sentence)
-    plan = activate(facts, settings)
-    if plan.problem:
-        note("driver", str(plan.problem.code), plan.problem.sentence)
-    elif plan.steps:
-        note("driver", "not-in-force", plan.reason)
-    else:
-        note("driver", "ok", plan.reason)
+    found = tuple(check.checks(options))
     if options.json != "off":
-        _print_json([dict(zip(("check", "code", "text"), row, strict=True)) for row in found], options.json)
+        _print_json([examination.row(each) for each in found], options.json)
     else:
-        for what, code, sentence in found:
-            print(f"{what:8} {code:18} {sentence}")
-    return OK if all(code in ("ok", "no-gpu") for _, code, _ in found) else FAILED
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print(examination.listing(found, width=width, colour=_colour()), end="")
+    return OK if examination.in_order(found) else FAILED
 
 
 def _install(options: argparse.Namespace) -> int:

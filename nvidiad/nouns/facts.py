@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvidiad.nouns.model import ModuleRules
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import Value
 
@@ -73,6 +74,13 @@ class DriverFacts(Value):
     """Activations that did not bring a tree up, by the tree's identity; they are counted across boots."""
     good: tuple[str, ...] = ()
     """Paths of trees that were seen ready, the latest first."""
+    machine: str = ""
+    """As `uname -m` prints it."""
+    rules: ModuleRules = ModuleRules()
+    absent: tuple[str, ...] = ()
+    """Modules that the driver's need, and that this kernel neither has nor could load."""
+    rivals: tuple[str, ...] = ()
+    """Loaded drivers that want the GPU for themselves, whether they have it or not."""
 
 
 class CudaFacts(Value):

@@ -35,11 +35,23 @@ SCHEMA = 1
 LABEL = "io.nvidiad."
 SIZE = f"{LABEL}size"
 """The bytes of a tree's files, as its image says it before anything is pulled."""
+FILES = f"{LABEL}files"
+"""How many files, links and directories a tree is."""
+PCI = f"{LABEL}pci"
+"""The devices that a driver serves; those of NVIDIA without the vendor's id."""
+LATER = frozenset({SIZE, FILES, PCI})
+"""Labels that came later than the others: an image without one only says less."""
 MAX_CHARACTERS = 16 << 20
 
 _ARCHITECTURE = re.compile(r"[0-9a-z_]{1,32}")
 _OS_ID = re.compile(r"[0-9a-z][0-9a-z._-]{0,63}")
+_NVIDIA = "10de:"
 _PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
+# A driver's libraries and firmware have its version in their names. Some libraries in NVIDIA's package have
+# versions of their own (libnvidia-egl-wayland.so.1.1.11), which do not look like a driver's.
+_NAMED = re.compile(
+    rf"lib64/(?:.+/)?lib[^/]+\.so\.({naming.BRANCHED.pattern})|lib/firmware/nvidia/({naming.BRANCHED.pattern})/.+"
+)
 _FIELDS = (
     *("schema", "driver", "flavour", "product", "architecture", "os"),
     *("kernel", "vermagic", "compiler", "pci", "files"),
@@ -74,6 +86,17 @@ class Manifest(Value):
     def size(self) -> int:
         """The bytes in its files."""
         return sum(entry.size for entry in self.entries if isinstance(entry, FileEntry))
+
+    @property
+    def count(self) -> int:
+        """The files, links and directories that it is, with its own directory and the manifest."""
+        return len(self.entries) + len(self.directories()) + 2
+
+    @property
+    def strays(self) -> tuple[str, ...]:
+        """Libraries and firmware that are named after another driver version than its own."""
+        named = ((entry.path, _NAMED.fullmatch(entry.path)) for entry in self.entries)
+        return tuple(path for path, match in named if match and (match[1] or match[2]) != self.driver)
 
     def entry(self, path: str) -> Entry | None:
         """The entry of that path, None where there is none."""
@@ -164,10 +187,7 @@ def _driver_head(manifest: Manifest) -> str:
 
 
 def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
-    """The labels of an image that brings this manifest, whose text has this digest.
-
-    `size` came later than the others: an image without it only says less of the room that it needs.
-    """
+    """The labels of an image that brings this manifest, whose text has this digest."""
     if manifest.kind is Kind.CUDA:
         return {
             f"{LABEL}schema": str(SCHEMA),
@@ -176,6 +196,7 @@ def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
             f"{LABEL}minimum-driver": manifest.minimum_driver,
             f"{LABEL}manifest": sha256,
             SIZE: str(manifest.size),
+            FILES: str(manifest.count),
         }
     return {
         f"{LABEL}schema": str(SCHEMA),
@@ -188,6 +209,8 @@ def labels(manifest: Manifest, sha256: str) -> dict[str, str]:
         f"{LABEL}vermagic": manifest.vermagic,
         f"{LABEL}manifest": sha256,
         SIZE: str(manifest.size),
+        FILES: str(manifest.count),
+        PCI: " ".join(device.removeprefix(_NVIDIA) for device in manifest.pci),
     }
 
 
@@ -199,6 +222,12 @@ def labelled(labels: Mapping[str, str]) -> Build:
         labels.get(LABEL + key, "") for key in ("driver", "os.version", "kernel", "product")
     )
     return Build(driver, release, kernel, product)
+
+
+def devices(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The devices that an image says its driver serves; none where it does not say, or says nonsense."""
+    found = (each if ":" in each else f"{_NVIDIA}{each}" for each in labels.get(PCI, "").split())
+    return tuple(device for device in found if _PCI.fullmatch(device))
 
 
 def check_labels(labels: Mapping[str, str], build: Build) -> None:

@@ -96,6 +96,19 @@ class Gpu(Value):
     """Vendor and device id, `10de:20b5`."""
     bound: str | None
     """The kernel driver bound to it, if any."""
+    switch: bool = False
+    """It is an NVSwitch, which no list of GPUs names."""
+
+
+class ModuleRules(Value):
+    """What the kernel demands of modules beside its lockdown level."""
+
+    signed_only: bool = False
+    """module.sig_enforce: no module without a good signature."""
+    closed: bool = False
+    """kernel.modules_disabled: none at all until the next boot."""
+    secure_boot: bool | None = None
+    """Whether the firmware says so; None where it was not asked, or there is no such firmware."""
 
 
 class ModuleFile(Value):
@@ -133,6 +146,12 @@ class Tree(Value):
     """Bytes of its files."""
     installed: float = 0.0
     """When it was laid down, seconds since 1970."""
+    architecture: str = ""
+    os_id: str = ""
+    pci: tuple[str, ...] = ()
+    """The devices that its driver serves; empty where its manifest does not say."""
+    strays: tuple[str, ...] = ()
+    """Its libraries and firmware that are named after another driver version."""
 
 
 class LoadedModule(Value):

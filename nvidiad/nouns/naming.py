@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Versions become path components and parts of a tag: nothing else may be in them.
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
 DRIVER = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,5}){1,3}")
+# What can be told from other versions by its looks alone: every branch since 2010 has three digits.
+BRANCHED = re.compile(r"[0-9]{3,5}\.[0-9]{1,5}(?:\.[0-9]{1,5})?")
 MANIFEST = "manifest.json"
 CURRENT = "current"
 _BUNDLES = {Kind.DRIVER: "nvidia", Kind.CUDA: "cuda"}

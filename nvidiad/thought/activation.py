@@ -24,8 +24,8 @@ from nvidiad.nouns.steps import (
     UnmountOverlay,
 )
 from nvidiad.nouns.value import replace
-from nvidiad.thought import parse
-from nvidiad.thought.choice import core, in_use, target, tree_of, wanted
+from nvidiad.thought import parse, preflight
+from nvidiad.thought.choice import core, given_away, in_use, target, tree_of, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +39,6 @@ LIBRARIES = "/usr/lib64"
 # Problems that leave the gated units nothing to wait for.
 FREEING = frozenset({Code.OTHER_OWNER})
 _HEADER = "# Written by nvidiad; see nvidiad(8).\n"
-# Drivers that keep a GPU from ours. vfio-pci is not among them: a card given to a guest is meant to be.
-_RIVALS = frozenset({"nouveau", "nova", "nova_core", "nova_drm"})
 
 
 def choose_exposure(wish: Exposure, mounts: MountFacts) -> tuple[Exposure, str]:
@@ -178,6 +176,12 @@ def _not_ours(facts: DriverFacts, settings: Settings) -> Problem | None:
             f"the system extension '{facts.extensions[0]}' brings its own driver; nvidiad stands back",
             "Disable the extension if nvidiad is to keep the driver, or disable nvidiad.",
         )
+    if owner := given_away(facts):
+        return Problem(
+            Code.OTHER_OWNER,
+            f"every GPU of this host is bound to '{owner}', for guests; nvidiad stands back",
+            "None is needed. Unbind a GPU from it if this host is to use it.",
+        )
     if not settings.configured:
         return Problem(
             Code.NOT_CONFIGURED,
@@ -241,13 +245,8 @@ def _other(facts: DriverFacts, tree: Tree) -> bool:
 
 def _unfit(facts: DriverFacts, settings: Settings, tree: Tree) -> Problem | None:
     """Why a tree must not be brought up on this host as it is now."""
-    rival = next((gpu for gpu in facts.gpus if gpu.bound in _RIVALS), None)
-    if rival:
-        return Problem(
-            Code.MODULE_FOREIGN,
-            f"the GPU at {rival.address} is bound to '{rival.bound}'",
-            f"Blacklist '{rival.bound}' (nvidiad installs a modprobe.d file that does) and reboot.",
-        )
+    if rival := preflight.rivals(facts, tree).problem:
+        return rival
     if _other(facts, tree) and in_use(facts):
         other, driver = loaded_version(facts), tree.build.driver
         # Usable until the reboot, unless its libraries have gone already.
@@ -256,40 +255,7 @@ def _unfit(facts: DriverFacts, settings: Settings, tree: Tree) -> Problem | None
             f"driver {other} is loaded, {driver} is wanted",
             "It changes at the next reboot.",
         )
-    if facts.tree_problem:
-        return facts.tree_problem
-    present = {module.name for module in facts.wanted_modules}
-    for name in settings.driver.modules:
-        if naming.module_name(name) not in present:
-            return Problem(
-                Code.TREE_INVALID,
-                f"the tree for '{tree.build}' has no module '{name}'",
-                "Remove it from 'driver.modules', or publish an image that has it.",
-            )
-    for module in facts.wanted_modules:
-        if module.kernel != facts.kernel:
-            return Problem(
-                Code.VERMAGIC_MISMATCH,
-                f"'{module.path}' has vermagic '{module.vermagic}', this host runs kernel '{facts.kernel}'",
-                "Publish an image that is built for this kernel.",
-            )
-    try:
-        _load_order(facts, settings)
-    except ValueError as error:
-        return Problem(
-            Code.TREE_INVALID,
-            f"the modules of the tree depend on each other: {error}",
-            "Publish another image.",
-        )
-    loaded = {module.name for module in facts.loaded}
-    unsigned = next((m for m in facts.wanted_modules if not m.signed and m.name not in loaded), None)
-    if facts.lockdown != "none" and unsigned:
-        return Problem(
-            Code.LOCKDOWN,
-            f"the kernel is locked down ({facts.lockdown}) and '{unsigned.path}' is not signed",
-            "Sign the modules with a key that this kernel trusts, or turn Secure Boot off.",
-        )
-    return None
+    return preflight.refusal(preflight.fitness(facts, settings, tree))
 
 
 def _without_libraries(facts: DriverFacts, loaded: str | None) -> Problem | None:

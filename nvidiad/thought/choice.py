@@ -40,6 +40,16 @@ def find_tree(facts: DriverFacts, settings: Settings) -> Tree | None:
     return tree_of(facts, wanted(facts, settings))
 
 
+# Drivers by which a host hands a device on to a guest.
+GUESTS = frozenset({"vfio-pci", "nvgrace_gpu_vfio_pci", "pci-stub", "pciback", "xen-pciback"})
+
+
+def given_away(facts: DriverFacts) -> str:
+    """What has every GPU of this host for its guests; empty where one is left, or there is none."""
+    owners = [gpu.bound for gpu in facts.gpus if not gpu.switch]
+    return next((owner or "" for owner in owners if GUESTS.issuperset(owners)), "")
+
+
 # ---------------------------------------------------------------------------------------------------
 # Falling back
 
@@ -54,7 +64,9 @@ def trial_key(tree: Tree) -> str:
 
 def refusal_key(tree: Tree, facts: DriverFacts, settings: Settings) -> str:
     """What a tree is remembered under that can never come up here, as things are here now."""
-    return f"{trial_key(tree)}{REFUSED}lockdown {facts.lockdown}, {' '.join(settings.driver.modules)}"
+    rules = f"lockdown {facts.lockdown}{', sig_enforce' if facts.rules.signed_only else ''}"
+    gpus = sorted({gpu.device for gpu in facts.gpus})
+    return f"{trial_key(tree)}{REFUSED}{', '.join((rules, ' '.join(settings.driver.modules), *gpus))}"
 
 
 def given_up(facts: DriverFacts, settings: Settings) -> Attempt | None:

@@ -86,6 +86,11 @@ def lockdown(text: str) -> str:
     return match[1] if match else "none"
 
 
+def secure_boot(variable: bytes) -> bool | None:
+    """The EFI variable SecureBoot as efivarfs gives it: four bytes of attributes, then one that counts."""
+    return variable[4] == 1 if len(variable) == 5 else None
+
+
 # ---------------------------------------------------------------------------------------------------
 # The mount table
 
@@ -267,6 +272,12 @@ def elf_section(read: Callable[[int, int], bytes], name: str) -> bytes | None:
         if strings[section[0] : section[0] + len(wanted)] == wanted:
             return content(section)
     return None
+
+
+def lists_module(text: str, name: str) -> bool:
+    """Whether modules.dep or modules.builtin has a module, whose file may have dashes in its name."""
+    plain = "\n" + text.replace("-", "_")
+    return any(f"{before}{naming.module_name(name)}.ko" in plain for before in "/\n")
 
 
 def load_order(modules: Iterable[ModuleFile], wanted: Sequence[str]) -> tuple[ModuleFile, ...]:

@@ -23,7 +23,7 @@ from nvidiad.nouns.steps import (
     WriteGates,
 )
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, change, choice, cuda, gate, retention, staging
+from nvidiad.thought import backoff, change, choice, cuda, gate, preflight, retention, staging
 from nvidiad.thought.activation import FREEING, activate, choose_exposure, is_pending
 from nvidiad.thought.choice import find_tree, wanted
 
@@ -152,7 +152,8 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
             for unit in facts.units
             if unit.load == "masked" or (unit.active == "failed" and unit.name != DRIVER_UNIT)
         )
-        + ((cuda.warning(facts.cuda, build, problem),) if build and problem else ()),
+        + ((cuda.warning(facts.cuda, build, problem),) if build and problem else ())
+        + preflight.warnings(facts.driver, choice.target(facts.driver, settings)),
         usable=phase is Phase.READY or (active and other),
         cuda=CudaStatus(build, cuda.reference(build, settings), problem) if build else None,
     )

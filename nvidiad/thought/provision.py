@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code, Transient
-from nvidiad.nouns.manifest import LABEL, SIZE
+from nvidiad.nouns.manifest import FILES, LABEL, SIZE
 from nvidiad.nouns.value import Value
 from nvidiad.thought.pull import DIGEST, clean
 
@@ -23,6 +23,8 @@ GATEWAY = "nvidiad-gentle"
 _OURS = re.compile(rf"127\.0\.0\.1:[0-9]+/{GATEWAY}/[0-9a-f]+@{DIGEST.pattern}")
 # More than any layer has; and it stays a number of seconds, whatever it is divided by.
 _NO_IMAGE = 10**15
+# A driver's tree is some hundred files, its image a base of a few hundred more.
+INODES = 1000
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -78,12 +80,20 @@ def manifest_for(document: Document, machine: str) -> str:
 
 def tree_size(config: bytes) -> int:
     """The bytes of the tree in an image, as its configuration's label says; 0 where it says nothing."""
+    return _said(config, SIZE)
+
+
+def tree_files(config: bytes) -> int:
+    """How many inodes that tree takes; what is enough for most where its image does not say."""
+    return _said(config, FILES) or INODES
+
+
+def _said(config: bytes, label: str) -> int:
     try:
-        labels = json.loads(config)["config"]["Labels"]
-        size = labels.get(SIZE, "")
+        said = json.loads(config)["config"]["Labels"].get(label, "")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return 0
-    return int(size) if isinstance(size, str) and re.fullmatch(r"[0-9]{1,15}", size) else 0
+    return int(said) if isinstance(said, str) and re.fullmatch(r"[0-9]{1,15}", said) else 0
 
 
 def _list(said: dict[str, Any], name: str) -> list[Any]:
@@ -116,6 +126,10 @@ class Place(Value):
     """What is needed there while the image is pulled."""
     installing: int
     """What is needed there while its tree is installed."""
+    files: int = 0
+    """How many inodes are needed there."""
+    inodes: int | None = None
+    """How many are free; None where the file system makes them as they are needed."""
 
 
 def engine_needs(compressed: int, tree: int) -> tuple[int, int]:
@@ -133,8 +147,15 @@ def shortage(reference: str, places: Sequence[Place]) -> Failure | None:
         here = [place for place in places if place.device == device]
         needed = max(sum(place.pulling for place in here), sum(place.installing for place in here))
         free = min(place.free for place in here)
+        files, inodes = sum(place.files for place in here), here[0].inodes
+        where = " and ".join(f"'{place.directory}'" for place in here)
+        if inodes is not None and files > inodes:
+            return Transient(
+                Code.DISK_FULL,
+                f"'{clean(reference)}' needs {files} inodes in {where}, {inodes} are free there",
+                "Remove small files there (see 'df -i'; try 'docker system prune'), or use another disk.",
+            )
         if needed > free:
-            where = " and ".join(f"'{place.directory}'" for place in here)
             return Transient(
                 Code.DISK_FULL,
                 f"'{clean(reference)}' needs {needed} bytes in {where}, {free} are free there",

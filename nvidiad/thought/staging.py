@@ -225,7 +225,7 @@ def stages(
     host = facts.driver
     if found is None or not (settings.stage.enabled and settings.configured and host.gpus):
         return ()
-    if host.extensions:
+    if host.extensions or choice.given_away(host):
         return ()
     wanted = builds(facts, settings, found)
     if not wanted:

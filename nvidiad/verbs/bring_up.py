@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from nvidiad.verbs.ports import DriverPorts, Log
 
 # What is wrong with a tree on this kernel before anything is loaded.
-_FOR_GOOD = frozenset({Code.LOCKDOWN, Code.TREE_INVALID, Code.VERMAGIC_MISMATCH})
+_FOR_GOOD = frozenset(
+    {
+        *(Code.LOCKDOWN, Code.TREE_INVALID, Code.VERMAGIC_MISMATCH),
+        *(Code.IMAGE_MISMATCH, Code.GPU_UNSUPPORTED, Code.FLAVOUR_WRONG),
+    }
+)
 _ENDLESS = Problem(Code.INTERNAL, "the activation was cut off (the host went down, or it was killed)")
 
 
@@ -58,8 +63,8 @@ def bring_up(
 
 
 def _is_refused(plan: Plan, facts: DriverFacts) -> bool:
-    # What cannot be read may be readable the next time.
-    begun = facts.loaded or plan.steps or facts.tree_problem
+    # What cannot be read may be readable the next time, and a kernel that takes nothing any more boots anew.
+    begun = facts.loaded or plan.steps or facts.tree_problem or facts.rules.closed
     return not begun and plan.problem is not None and plan.problem.code in _FOR_GOOD
 
 

@@ -267,6 +267,8 @@ class Engine(DriverEngine):
 
     def _install(self, step: InstallTree) -> None:
         """Run what was pulled in this plan, by digest: a tag may have moved meanwhile."""
+        from nvidiad.verbs import examine  # activation, at every boot, has no use for it
+
         images, trees, build = self._ports.images, self.driver.trees, step.build
         digest = self._digests.get(step.reference) or self._vouched(step.reference)
         self._digests[step.reference] = digest
@@ -276,6 +278,8 @@ class Engine(DriverEngine):
             build = replace(build, kernel=manifest.labelled(labels).kernel)
         manifest.check_labels(labels, build)
         manifest.check_driver(labels, build, step.driver)
+        if build.kind is Kind.DRIVER:
+            examine.refuse_image(self._ports, labels, build)
         tell = self._report_progress
         images.install(step.reference, digest, trees.root, tell, gentle=step.gentle)
         tree = str(naming.tree_path(PurePosixPath(trees.root), build))
@@ -283,6 +287,7 @@ class Engine(DriverEngine):
             trees.verify(tree, build)
             if build.kind is Kind.DRIVER:
                 self._check_kernel(tree, build)
+                examine.refuse_tree(self._ports, tree, build)
         except Failure:
             # It was not there before this step, or was of no use: nothing that works is lost with it.
             trees.remove(tree)

@@ -10,7 +10,7 @@ from nvidiad.nouns.facts import CudaFacts, DriverFacts, HostFacts, LinkerFacts
 from nvidiad.nouns.model import Kind, ModuleFile, problem_of
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import replace
-from nvidiad.thought import activation, choice, cuda, planner, staging
+from nvidiad.thought import activation, choice, cuda, planner, preflight, staging
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Memory, Problem
@@ -41,7 +41,13 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
         nodes_missing=ports.nodes.missing(),
         trials=ports.trials.read().attempts,
         good=known_good(ports.memories.read()),
+        machine=ports.host.machine(),
+        rules=ports.host.module_rules(),
+        rivals=ports.modules.present(preflight.RIVALS),
     )
+    if facts.rules.signed_only or facts.lockdown != "none":
+        # Only then it has something to explain: firmware is slow to answer.
+        facts = replace(facts, rules=replace(facts.rules, secure_boot=ports.host.secure_boot()))
     tree = choice.target(facts, settings)
     directory = activation.linker_directory(exposure, settings)
     facts = replace(facts, linker=ports.linker.facts(directory, tree.libraries if tree else ()))
@@ -54,7 +60,8 @@ def look_at_driver(ports: DriverPorts, settings: Settings) -> DriverFacts:
         modules = ports.modules.read(tree.path, kernel)
     except Failure as failure:
         problem = problem_of(failure)
-    return replace(facts, wanted_modules=modules, tree_problem=problem)
+    absent = ports.modules.unavailable(preflight.outside(modules, settings), kernel)
+    return replace(facts, wanted_modules=modules, tree_problem=problem, absent=absent)
 
 
 def last_activation(memories: Memories) -> Problem | None:

@@ -15,11 +15,13 @@ VENDOR = "0x10de"
 # the same, as events have it
 VENDOR_ID = "10DE"
 # VGA controller, 3D controller, and the bridge that an NVSwitch is: what nvidia.ko binds to.
-CLASSES = ("0x0300", "0x0302", "0x0680")
+SWITCH = "0x0680"
+CLASSES = ("0x0300", "0x0302", SWITCH)
 RECEIVE_BUFFER = 1 << 20
 # More are left for the next time the file descriptor is ready, so that a storm does not keep the loop.
 EVENTS_AT_MOST = 1000
 LOST = "events were lost"
+UNREAD = "an event came that cannot be read"
 
 
 class PciGpus:
@@ -51,14 +53,15 @@ def list_gpus(root: Path) -> tuple[Gpu, ...]:
 def _gpu(device: Path) -> Gpu | None:
     if (device / "vendor").read_text().strip() != VENDOR:
         return None
-    if not (device / "class").read_text().startswith(CLASSES):
+    kind = (device / "class").read_text()
+    if not kind.startswith(CLASSES):
         return None
     number = (device / "device").read_text().strip().removeprefix("0x")
     try:
         bound = (device / "driver").readlink().name
     except OSError:
         bound = None
-    return Gpu(device.name, f"10de:{number}", bound)
+    return Gpu(device.name, f"10de:{number}", bound, switch=kind.startswith(SWITCH))
 
 
 class Monitor:
@@ -94,6 +97,11 @@ class Monitor:
                 self._clear_error()
                 if LOST not in found:
                     found.append(LOST)
+                continue
+            except ValueError:
+                # libudev knows no such action, or misses a field: it may concern us all the same.
+                if UNREAD not in found:
+                    found.append(UNREAD)
                 continue
             # A Device is a Mapping and one without properties is false: compare with None.
             if device is None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent
+from nvidiad.nouns.model import ModuleRules
 from nvidiad.thought import parse
 from nvidiad.world import files
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 FOREIGN_EXTENSIONS = ("nvidia-drivers", "flatcar-nvidia-drivers")
 """How the names of system extensions begin that bring an NVIDIA driver of their own."""
 
+SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _MARKER = ".systemd-sysext/extensions"
 _RELEASE = "extension-release."
 _FRAGMENT_MAXIMUM = 1 << 20
@@ -50,8 +53,25 @@ class LinuxHost:
         words = files.text(self.root / "proc/uptime").split()
         return float(words[0]) if words else 0.0
 
+    def machine(self) -> str:
+        """As `uname -m` prints it."""
+        return os.uname().machine
+
     def lockdown(self) -> str:
         return parse.lockdown(files.text(self.root / "sys/kernel/security/lockdown"))
+
+    def module_rules(self) -> ModuleRules:
+        """What the kernel demands of modules, without the firmware's part in it."""
+        enforced = files.text(self.root / "sys/module/module/parameters/sig_enforce").strip()
+        closed = files.text(self.root / "proc/sys/kernel/modules_disabled").strip()
+        return ModuleRules(signed_only=enforced in ("Y", "1"), closed=closed == "1")
+
+    def secure_boot(self) -> bool | None:
+        """Whether the firmware booted with Secure Boot; None where it could not, or does not say."""
+        try:
+            return parse.secure_boot((self.root / SECURE_BOOT).read_bytes())
+        except OSError:
+            return None
 
     def extensions(self) -> tuple[str, ...]:
         """The merged system extensions that bring an NVIDIA driver.

@@ -222,13 +222,13 @@ class DockerImages:
         """What is missing, as far as anybody knows what is needed and where."""
         said = engine.about()
         root = Path(str(said.get("DockerRootDir", "")))
-        wanted: dict[Path, tuple[int, int]] = {}
+        wanted: dict[Path, tuple[int, int, int]] = {}
         # Without it that place is none of the engine's: it sees other directories than we do, or keeps its
         # images elsewhere.
         if root.is_absolute() and (root / str(said.get("Driver", "?"))).is_dir():
-            wanted[root] = provision.engine_needs(seen.parts.compressed, seen.tree)
+            wanted[root] = *provision.engine_needs(seen.parts.compressed, seen.tree), seen.files
         if self._root is not None and seen.tree:
-            wanted[self._root] = 0, seen.tree
+            wanted[self._root] = 0, seen.tree, seen.files
         places = [place for path, needed in wanted.items() if (place := _place(path, needed))]
         return provision.shortage(reference, places)
 
@@ -372,22 +372,24 @@ class _Seen(Value):
     """Of the image for this machine, where `document` is an index of several."""
     tree: int
     """The bytes of the tree in it, 0 where it does not say."""
+    files: int
 
 
 def _see(repository: Repository, digest: str) -> _Seen:
     document = repository.manifest(digest)
     inner = provision.manifest_for(document, os.uname().machine)
     parts = provision.contents(repository.manifest(inner) if inner else document)
-    tree = provision.tree_size(repository.blob(parts.config)) if parts.config else 0
-    return _Seen(document, parts, tree)
+    config = repository.blob(parts.config) if parts.config else b""
+    return _Seen(document, parts, provision.tree_size(config), provision.tree_files(config))
 
 
-def _place(path: Path, needed: tuple[int, int]) -> Place | None:
+def _place(path: Path, needed: tuple[int, int, int]) -> Place | None:
     """What is free where a directory is or will be; None where nobody can tell."""
     there = next((one for one in (path, *path.parents) if one.is_dir()), path)
     try:
         free = os.statvfs(there)
-        return Place(str(path), there.stat().st_dev, free.f_bavail * free.f_frsize, *needed)
+        inodes = free.f_favail if free.f_files else None
+        return Place(str(path), there.stat().st_dev, free.f_bavail * free.f_frsize, *needed, inodes)
     except OSError:
         return None
 

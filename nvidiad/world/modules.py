@@ -12,7 +12,7 @@ from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Holder, LoadedModule, ModuleFile
 from nvidiad.thought import parse
-from nvidiad.world import holders, kernel_log, process
+from nvidiad.world import files, holders, kernel_log, process
 
 if TYPE_CHECKING:
     from nvidiad.world.process import Finished
@@ -50,6 +50,26 @@ class Modules:
             and name not in NOT_OURS
             and self._read(f"sys/module/{name}/initstate") == "live"
         )
+
+    def present(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these modules that are in the kernel."""
+        return tuple(name for name in names if self._present(name))
+
+    def unavailable(self, names: tuple[str, ...], kernel: str) -> tuple[str, ...]:
+        """Those of these modules that a kernel neither has nor could load from the OS.
+
+        Where nobody has listed the OS's modules (no modules.dep), nothing is known to be absent.
+        """
+        asked = [name for name in names if not self._present(name)]
+        if not asked:
+            return ()
+        folders = [self.root / place / kernel for place in ("usr/lib/modules", "lib/modules")]
+        texts = [
+            files.text(folder / name) for folder in folders for name in ("modules.dep", "modules.builtin")
+        ]
+        if not any(texts[::2]):
+            return ()
+        return tuple(name for name in asked if not any(parse.lists_module(text, name) for text in texts))
 
     def _module(self, name: str) -> LoadedModule:
         references = self._read(f"sys/module/{name}/refcnt")

@@ -194,6 +194,10 @@ class Trees:
             identity=identity,
             size=manifest.size,
             installed=state[3] / 1e9 if state else 0.0,
+            architecture=manifest.architecture,
+            os_id=manifest.os_id,
+            pci=manifest.pci,
+            strays=manifest.strays if manifest.kind is Kind.DRIVER else (),
         )
 
     def _complete(self, path: Path) -> Tree:
@@ -264,6 +268,11 @@ class Trees:
         if free < needed:
             raise files.disk_full(
                 f"the tree of {manifest.build} needs {needed} bytes in '{bundle}', {free} are free"
+            )
+        if found.f_files and found.f_favail < manifest.count:
+            raise files.disk_full(
+                f"the tree of {manifest.build} needs {manifest.count} inodes in '{bundle}', "
+                f"{found.f_favail} are free"
             )
 
     def _lay_down(

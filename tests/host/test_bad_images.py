@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.host import road
-from tests.host.machine import RELEASE
+from tests.host.machine import GPU, RELEASE
 from tests.payload import builder, image
 from tests.payload.builder import Fault
 
@@ -84,6 +84,27 @@ BAD = {
         "vermagic-mismatch",
         ("nvidia-modeset.ko", "9.9.9-other SMP preempt mod_unload", RELEASE[1]),
         Fault.WRONG_VERMAGIC,
+    ),
+    # What this host has.
+    "serves no GPU of the host": Bad(
+        "gpu-unsupported",
+        (f"{GPU[0]} (10de:{GPU[1]}) is not served by driver {NEW} (open)",),
+        Fault.OTHER_GPUS,
+        stays_out=True,
+    ),
+    "serves none, and its labels do not say so": Bad(
+        "gpu-unsupported",
+        (f"{GPU[0]} (10de:{GPU[1]}) is not served by driver {NEW} (open)",),
+        Fault.OTHER_GPUS,
+        labels=without("pci"),
+    ),
+    "for another machine": Bad("image-mismatch", ("'aarch64'", "'x86_64'"), Fault.OTHER_MACHINE),
+    # What is in it, against itself.
+    "a module of another driver": Bad(
+        "tree-invalid", ("nvidia-uvm.ko' is of driver 535.261.03", NEW), Fault.MIXED_MODULES
+    ),
+    "a library of another driver": Bad(
+        "tree-invalid", ("libnvidia-opencl.so.535.261.03", NEW), Fault.STRAY_LIBRARY
     ),
     "good, but says otherwise": Bad(
         "image-mismatch", ("'9.9.9-other'", RELEASE[1]), labels=but(kernel="9.9.9-other"), stays_out=True

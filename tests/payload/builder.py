@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns.entries import parents
 from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.manifest import Entry, FileEntry, LinkEntry, Manifest
 from nvidiad.nouns.model import Flavour
@@ -88,6 +89,12 @@ class Fault(StrEnum):
     NO_MANIFEST = "no-manifest"
     BROKEN_MANIFEST = "broken-manifest"
     NOT_A_DRIVER = "not-a-driver"
+    OTHER_GPUS = "other-gpus"
+    """Its driver serves none of the beds' GPUs."""
+    OTHER_MACHINE = "other-machine"
+    MIXED_MODULES = "mixed-modules"
+    """One of its modules is of another driver."""
+    STRAY_LIBRARY = "stray-library"
 
 
 def payload(
@@ -192,8 +199,11 @@ def image_labels(tree: Path) -> dict[str, str]:
     except Failure:
         return {}
     size = sum(int(found) for found in re.findall(r'"size": ([0-9]+)', text))
+    paths = re.findall(r'"path": "([^"]+)"', text)
+    folders = {folder for path in paths for folder in parents(path)}
     return manifests.labels(manifest, hashlib.sha256(text.encode()).hexdigest()) | {
-        manifests.SIZE: str(size)
+        manifests.SIZE: str(size),
+        manifests.FILES: str(len(paths) + len(folders) + 2),
     }
 
 
@@ -229,6 +239,19 @@ def spoil(tree: Path, fault: Fault) -> Path:
             for name, depends in MODULES.items():
                 module = _module(name, manifest.driver, vermagic, depends, manifest.flavour or "")
                 _put(tree / f"lib/modules/{manifest.kernel}/{name}.ko", module, 0o644)
+            write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
+        case Fault.OTHER_GPUS:
+            write_manifest(tree, manifests.render(replace(manifest, pci=("10de:2330", "10de:2901"))))
+        case Fault.OTHER_MACHINE:
+            write_manifest(tree, manifests.render(replace(manifest, architecture="aarch64")))
+        case Fault.MIXED_MODULES:
+            vermagic = f"{manifest.kernel} SMP preempt mod_unload"
+            module = _module("nvidia-uvm", "535.261.03", vermagic, "nvidia", manifest.flavour or "")
+            _put(tree / f"lib/modules/{manifest.kernel}/nvidia-uvm.ko", module, 0o644)
+            write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
+        case Fault.STRAY_LIBRARY:
+            stray = elf.library("libnvidia-opencl.so.1", "stand-in for libnvidia-opencl 535.261.03")
+            _put(tree / "lib64/libnvidia-opencl.so.535.261.03", stray, 0o755)
             write_manifest(tree, manifests.render(replace(manifest, entries=entries(tree))))
         case Fault.NO_MANIFEST:
             path.unlink()

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 _IDENT = b"\x7fELF\x02\x01\x01" + bytes(9)
 _X86_64 = 62
@@ -17,18 +17,19 @@ _SHT_PROGBITS, _SHT_STRTAB = 1, 3
 _DT_NULL, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 0, 4, 5, 6, 10, 11, 14
 
 
-def module(modinfo: Iterable[tuple[str, str]]) -> bytes:
-    """A relocatable object that is nothing but a .modinfo section: a module to read, not to load."""
+def module(modinfo: Iterable[tuple[str, str]], more: Mapping[str, bytes] | None = None) -> bytes:
+    """A relocatable object of a .modinfo section and what is given: a module to read, not to load."""
     info = b"".join(f"{key}={value}\0".encode() for key, value in modinfo)
-    names = b"\0.modinfo\0.shstrtab\0"
-    body = info + bytes(-len(info) % 8)
+    content = {".modinfo": info, **(more or {})}
+    names = b"\0" + b"".join(f"{name}\0".encode() for name in (*content, ".shstrtab"))
+    body, sections = b"", [bytes(64)]
+    for name, data in content.items():
+        at = names.index(f"\0{name}\0".encode()) + 1
+        sections.append(_section(at, _SHT_PROGBITS, 64 + len(body), len(data)))
+        body += data + bytes(-len(data) % 8)
     names_at = 64 + len(body)
     sections_at = names_at + len(names) + (-(names_at + len(names)) % 8)
-    sections = (
-        bytes(64),
-        _section(1, _SHT_PROGBITS, 64, len(info)),
-        _section(10, _SHT_STRTAB, names_at, len(names)),
-    )
+    sections.append(_section(names.index(b".shstrtab"), _SHT_STRTAB, names_at, len(names)))
     padding = bytes(sections_at - names_at - len(names))
     return _header(_REL, sections_at, len(sections)) + body + names + padding + b"".join(sections)
 

@@ -20,7 +20,7 @@ import pytest
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Gpu
 from nvidiad.world import gpu
-from nvidiad.world.gpu import LOST, Monitor, PciGpus, describe
+from nvidiad.world.gpu import LOST, UNREAD, Monitor, PciGpus, describe
 from tests.unit.trees import make_tree, needs_root
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def test_list(tmp_path: Path) -> None:
     (root / "sys/bus/pci/devices/0000:09:00.0").symlink_to("gone")
     assert PciGpus(root).list() == (
         Gpu("0000:04:00.0", "10de:1b06", "nouveau"),
-        Gpu("0000:07:00.0", "10de:1af1", "vfio-pci"),
+        Gpu("0000:07:00.0", "10de:1af1", "vfio-pci", switch=True),
         Gpu("0000:65:00.0", "10de:2330", "nvidia"),
         Gpu("0001:00:00.0", "10de:20b5", None),
     )
@@ -193,6 +193,22 @@ def test_overflow_is_said_and_survived(
     udevd.send("module", "/module/nvidia")
     assert ready(monitor)
     assert monitor.drain() == ("module nvidia add",)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "fault", [{"ACTION": "of-tomorrow"}, {"SEQNUM": ""}, {"DEVPATH": "nowhere"}], ids=str
+)
+def test_an_event_that_libudev_does_not_understand_means_look_again(
+    tmp_path: Path, udevd: Udevd, fault: dict[str, str]
+) -> None:
+    monitor = Monitor(as_udev_runs(tmp_path))
+    for _ in range(2):
+        udevd.send("pci", "/devices/pci0000:00/0000:00:05.0", **fault)
+    udevd.send("module", "/module/nvidia")
+    assert ready(monitor)
+    assert monitor.drain() == (UNREAD, "module nvidia add")
+    assert not ready(monitor, 0.05)
 
 
 @needs_root

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import Release
-from nvidiad.world.host import LinuxHost, config_fragments
+from nvidiad.nouns.model import ModuleRules, Release
+from nvidiad.world.host import SECURE_BOOT, LinuxHost, config_fragments
 from nvidiad.world.last_good import LastGood
+from tests.unit.trees import make_tree
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -60,6 +61,46 @@ def test_this_host() -> None:
     assert host.release().id
     assert host.lockdown() in ("none", "integrity", "confidentiality")
     assert len(host.boot_id()) == 36
+
+
+RULES = {
+    "a kernel that says nothing": ({}, ModuleRules()),
+    "neither": (
+        {"sys/module/module/parameters/sig_enforce": "N\n", "proc/sys/kernel/modules_disabled": "0\n"},
+        ModuleRules(),
+    ),
+    "module.sig_enforce": (
+        {"sys/module/module/parameters/sig_enforce": "Y\n"},
+        ModuleRules(signed_only=True),
+    ),
+    "kernel.modules_disabled": ({"proc/sys/kernel/modules_disabled": "1\n"}, ModuleRules(closed=True)),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_the_kernel_demands_of_modules(tmp_path: Path, name: str) -> None:
+    content, rules = RULES[name]
+    assert LinuxHost(make_tree(tmp_path, content)).module_rules() == rules
+
+
+@pytest.mark.parametrize(
+    ("variable", "on"),
+    [
+        (b"\x06\0\0\0\x01", True),
+        (b"\x06\0\0\0\0", False),
+        (b"\x06\0\0\0", None),
+        (b"", None),
+        (b"\x06\0\0\0\x01\x01", None),
+    ],
+    ids=["on", "off", "short", "empty", "long"],
+)
+def test_secure_boot(tmp_path: Path, variable: bytes, on: bool | None) -> None:  # noqa: FBT001
+    assert LinuxHost(tmp_path).secure_boot() is None
+    assert LinuxHost(make_tree(tmp_path, {SECURE_BOOT: variable})).secure_boot() is on
+
+
+def test_the_machine_is_this_one(tmp_path: Path) -> None:
+    assert LinuxHost(tmp_path).machine() == os.uname().machine
 
 
 def test_lockdown(tmp_path: Path) -> None:

@@ -183,9 +183,11 @@ def test_labels_name_the_build() -> None:
     assert set(labels) == {
         *("io.nvidiad.schema", "io.nvidiad.driver", "io.nvidiad.flavour", "io.nvidiad.product"),
         *("io.nvidiad.os.id", "io.nvidiad.os.version", "io.nvidiad.kernel", "io.nvidiad.vermagic"),
-        *("io.nvidiad.manifest", "io.nvidiad.size"),
+        *("io.nvidiad.manifest", "io.nvidiad.size", "io.nvidiad.files", "io.nvidiad.pci"),
     }
     assert labels["io.nvidiad.size"] == str(GOOD.size)
+    assert labels["io.nvidiad.files"] == str(GOOD.count)
+    assert manifests.devices(labels) == GOOD.pci
     manifests.check_labels(labels, GOOD.build)
 
 

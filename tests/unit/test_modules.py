@@ -73,6 +73,36 @@ def test_loaded(tmp_path: Path) -> None:
     )
 
 
+DEP = "kernel/drivers/gpu/drm/drm.ko.xz: kernel/x/i2c-core.ko.xz\nkernel/drivers/acpi/video.ko.xz:\n"
+UNAVAILABLE: dict[str, tuple[dict[str, str | bytes | None], tuple[str, ...], tuple[str, ...]]] = {
+    "all are listed": ({"modules.dep": DEP}, ("drm", "i2c_core", "video"), ()),
+    "one is not": ({"modules.dep": DEP}, ("drm", "drm_kms_helper"), ("drm_kms_helper",)),
+    "a name that begins like another": ({"modules.dep": DEP}, ("dr", "rm", "vide"), ("dr", "rm", "vide")),
+    "one is built in": (
+        {"modules.dep": DEP, "modules.builtin": "kernel/lib/drm-kms-helper.ko\n"},
+        ("drm_kms_helper",),
+        (),
+    ),
+    "nobody has listed them": ({"modules.builtin": "kernel/lib/x.ko\n"}, ("drm",), ()),
+    "nothing is there": ({}, ("drm",), ()),
+    "nothing is needed": ({"modules.dep": DEP}, (), ()),
+}
+
+
+@pytest.mark.parametrize("folder", ["usr/lib/modules", "lib/modules"])
+@pytest.mark.parametrize("name", UNAVAILABLE)
+def test_modules_that_the_os_has_not(tmp_path: Path, name: str, folder: str) -> None:
+    content, asked, absent = UNAVAILABLE[name]
+    root = make_tree(tmp_path, {f"{folder}/{KERNEL}/{file}": text for file, text in content.items()})
+    assert Modules(root).unavailable(asked, KERNEL) == absent
+
+
+def test_what_is_in_the_kernel_is_there_whatever_is_listed(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"sys/module/drm": None, f"lib/modules/{KERNEL}/modules.dep": DEP})
+    assert Modules(root).unavailable(("drm", "ttm"), KERNEL) == ("ttm",)
+    assert Modules(root).present(("nouveau", "drm")) == ("drm",)
+
+
 def test_kernel_that_does_not_count(tmp_path: Path) -> None:
     root = make_tree(tmp_path, {"sys/module/nvidia/initstate": "live\n"})
     assert Modules(root).loaded() == (LoadedModule("nvidia", None, 0),)

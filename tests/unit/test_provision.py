@@ -77,6 +77,12 @@ def test_the_size_of_a_tree_stands_in_a_label(labels: object, size: int) -> None
     assert provision.tree_size(json.dumps({"config": {"Labels": labels}}).encode()) == size
 
 
+def test_the_number_of_files_stands_in_a_label_too() -> None:
+    config = {"config": {"Labels": {"io.nvidiad.files": "61"}}}
+    assert provision.tree_files(json.dumps(config).encode()) == 61
+    assert provision.tree_files(b"{}") == provision.INODES
+
+
 @pytest.mark.parametrize("config", [b"", b"{}", b"[]", b'{"config": []}', b"\xff", b"[" * 100_000])
 def test_a_configuration_that_is_none_says_nothing(config: bytes) -> None:
     assert provision.tree_size(config) == 0
@@ -95,6 +101,10 @@ def test_a_configuration_that_is_none_says_nothing(config: bytes) -> None:
         ),
         ((Place("/d", 1, 100, 60, 60), Place("/opt", 2, 10, 0, 60)), "60 bytes in '/opt', 10 are free"),
         ((), ""),
+        ((Place("/d", 1, 100, 100, 60, 9, 9),), ""),
+        ((Place("/d", 1, 100, 100, 60, 9, 8),), "needs 9 inodes in '/d', 8 are free"),
+        ((Place("/d", 1, 200, 90, 60, 9, 17), Place("/opt", 1, 200, 0, 60, 9, 17)), "18 inodes in '/d' and"),
+        ((Place("/d", 1, 100, 100, 60, 9, None),), ""),
     ],
     ids=[
         "fits",
@@ -104,6 +114,10 @@ def test_a_configuration_that_is_none_says_nothing(config: bytes) -> None:
         "one disk for both",
         "the second disk",
         "nobody knows",
+        "as many inodes as there are",
+        "one inode too few",
+        "one disk for both, and too few inodes",
+        "a file system without a number of inodes",
     ],
 )
 def test_room(places: tuple[Place, ...], says: str) -> None:

@@ -245,17 +245,21 @@ def test_only_one_at_a_time(trees: Trees, tree: Path) -> None:
     trees.install(tree, quiet)
 
 
-def test_no_room_is_said_before(trees: Trees, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("field", "what"), [(4, "bytes"), (7, "inodes")], ids=["bytes", "inodes"])
+def test_no_room_is_said_before(
+    trees: Trees, tree: Path, monkeypatch: pytest.MonkeyPatch, field: int, what: str
+) -> None:
     real = os.statvfs
 
     def full(path: Path) -> os.statvfs_result:
         found = list(real(path))
-        found[4] = 3
+        found[field] = 3
         return os.statvfs_result(found)
 
     monkeypatch.setattr(os, "statvfs", full)
-    free = 3 * real(tree).f_frsize
-    failure = refused(Code.DISK_FULL, f"{free} are free", doing=lambda: trees.install(tree, quiet))
+    free = 3 * real(tree).f_frsize if what == "bytes" else 3
+    words = (f" {what} in ", f"{free} are free")
+    failure = refused(Code.DISK_FULL, *words, doing=lambda: trees.install(tree, quiet))
     assert failure.retry
     assert leftovers(trees.root) == []
 

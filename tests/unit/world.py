@@ -24,6 +24,7 @@ from nvidiad.nouns.model import (
     LoadedModule,
     Memory,
     ModuleFile,
+    ModuleRules,
     Progress,
     Release,
     Signatures,
@@ -35,6 +36,7 @@ from nvidiad.nouns.model import (
 from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
+from nvidiad.thought.symbols import Imports, Known
 from nvidiad.verbs.bring_up import bring_up
 from nvidiad.verbs.engine import DriverEngine
 from nvidiad.verbs.observer import look_at_driver
@@ -219,6 +221,13 @@ class World:
         """The compatibility list in the registry, or why it cannot be read."""
         self.host_modules = {"i2c_core"}
         self.lockdown = "none"
+        self.rules = ModuleRules()
+        self.absent: tuple[str, ...] = ()
+        """Modules that the driver's need, and that the OS has not."""
+        self.device = "10de:20b5"
+        self.imports: dict[str, int] = {}
+        """The CRCs that the modules of every tree were built with."""
+        self.known = Known({}, why="nobody looked")
         self.forgetful: Failure | None = None
         """Why the daemon's memory cannot be written."""
         self.unreadable: Failure | None = None
@@ -295,6 +304,7 @@ class World:
             lists=_Lists(self),
             next=_Next(self),
             shutdowns=_Shutdowns(self),
+            kernels=_Kernels(self),
             activations=_Memories(self, "activation"),
         )
 
@@ -455,8 +465,17 @@ class _Host(_Part):
     def boot_id(self) -> str:
         return f"boot-{self.world.boots}"
 
+    def machine(self) -> str:
+        return "x86_64"
+
     def lockdown(self) -> str:
         return self.world.lockdown
+
+    def module_rules(self) -> ModuleRules:
+        return self.world.rules
+
+    def secure_boot(self) -> bool | None:
+        return None
 
     def extensions(self) -> tuple[str, ...]:
         return ()
@@ -468,7 +487,7 @@ class _Host(_Part):
 class _Gpus(_Part):
     def list(self) -> tuple[Gpu, ...]:
         bound = "nvidia" if "nvidia" in self.world.volatile.loaded else None
-        return (Gpu("0000:01:00.0", "10de:20b5", bound),) if self.world.gpus else ()
+        return (Gpu("0000:01:00.0", self.world.device, bound),) if self.world.gpus else ()
 
 
 class _Trees(_Part):
@@ -638,6 +657,12 @@ class _Modules(_Part):
             for name in sorted(loaded)
         )
 
+    def present(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return ()
+
+    def unavailable(self, names: tuple[str, ...], kernel: str) -> tuple[str, ...]:
+        return self.world.absent
+
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
         if tree in self.world.disk.unread:
@@ -687,6 +712,21 @@ class _Modules(_Part):
 
     def holders(self) -> tuple[Holder, ...]:
         return (Holder(7, "train", "job.service"),) if self.world.volatile.held else ()
+
+
+class _Kernels(_Part):
+    def imports(self, paths: tuple[str, ...]) -> tuple[Imports, ...]:
+        return tuple(
+            Imports(path.rpartition("/")[2], path, self.world.imports)
+            for path in paths
+            if self.world.imports
+        )
+
+    def symbols(self, kernel: str, wanted: frozenset[str]) -> Known:
+        return self.world.known
+
+    def forbidden(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        return ()
 
 
 class _Nodes(_Part):

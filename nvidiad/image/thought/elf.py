@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import ModuleFile
 from nvidiad.nouns.value import Value
-from nvidiad.thought import parse
+from nvidiad.thought import parse, symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +28,6 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _DYNAMIC = struct.Struct("<qQ")
-# struct modversion_info of include/linux/module.h: a CRC and a name, 64 bytes in all.
-_VERSION = struct.Struct("<Q56s")
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_NULL = 1, 5, 10, 14, 0
 _SHT_SYMTAB, _SHT_NOBITS = 2, 8
@@ -136,27 +134,14 @@ def kernel_module(read: Read, path: str) -> KernelModule:
         raise ValueError("not a kernel module: it has no vermagic")
     name = first("name") or naming.module_name(path.rpartition("/")[2])
     depends = tuple(each for each in first("depends").split(",") if each)
-    exported = content("__ksymtab_strings").split(b"\0")
     return KernelModule(
         file=ModuleFile(name, path, first("version"), first("vermagic"), depends),
         license=first("license"),
         firmware=info.get("firmware", ()),
         undefined=frozenset(_undefined(read, sections)),
-        exports=frozenset(each.decode("ascii", "replace") for each in exported if each),
-        versions=dict(_versions(content)),
+        exports=symbols.exports(content),
+        versions=symbols.versions(content),
     )
-
-
-def _versions(content: Callable[[str], bytes]) -> Iterator[tuple[str, int]]:
-    plain = content("__versions")
-    for crc, name in _VERSION.iter_unpack(plain[: len(plain) - len(plain) % _VERSION.size]):
-        yield name.partition(b"\0")[0].decode("ascii", "replace"), crc & 0xFFFFFFFF
-    # CONFIG_EXTENDED_MODVERSIONS (Linux 6.14), for names that do not fit.
-    crcs, names = content("__version_ext_crcs"), content("__version_ext_names").split(b"\0")
-    for (crc,), name in zip(
-        struct.iter_unpack("<I", crcs[: len(crcs) - len(crcs) % 4]), names, strict=False
-    ):
-        yield name.decode("ascii", "replace"), crc
 
 
 def _undefined(read: Read, sections: list[_Section]) -> Iterator[str]:

@@ -8,28 +8,21 @@ from typing import TYPE_CHECKING
 
 from nvidiad.image.nouns.model import Check
 from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns import naming
 from nvidiad.nouns.entries import FileEntry, LinkEntry
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Flavour
-from nvidiad.nouns.value import Value
+from nvidiad.thought import symbols
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from nvidiad.image.thought.elf import KernelModule, Library
     from nvidiad.nouns.manifest import Entry, Manifest
+    from nvidiad.thought.symbols import Export
 
 _SAID = 3
 """How many faults of a kind a sentence names."""
-
-
-class Export(Value):
-    """A symbol that a kernel, or a module of it, offers."""
-
-    crc: int
-    """0 where the kernel was built without MODVERSIONS."""
-    gpl: bool
-    """For GPL modules only."""
 
 
 def passed(name: str, sentence: str) -> Check:
@@ -54,8 +47,8 @@ def labels_check(labels: Mapping[str, str], manifest: Manifest, digest: str) -> 
     faults = [
         f"label '{key}' is '{labels.get(key, '')}' and not '{value}'"
         for key, value in wanted.items()
-        # Images that were made before there was a label for the size have none.
-        if labels.get(key, "") != value and (key != manifests.SIZE or labels.get(key))
+        # Images that were made before there was such a label have none.
+        if labels.get(key, "") != value and (key not in manifests.LATER or labels.get(key))
     ]
     if faults:
         return failed("labels", Code.IMAGE_MISMATCH, faults)
@@ -131,7 +124,6 @@ _ELSEWHERE = re.compile(
     r"|gobject-2\.0|gtk-[x\d.-]+|gdk-[x\d.-]+|vdpau|va|va-\w+|crypto)\.so[.\d]*"
 )
 _SHARED = re.compile(r"lib64/(?:.+/)?(lib[^/]+\.so\.([^/]+))")
-_DRIVER_VERSION = re.compile(r"\d{3,}\.\d+(\.\d+)?")
 
 
 def libraries_check(manifest: Manifest, libraries: Sequence[Library]) -> Check:
@@ -174,7 +166,7 @@ def _naming_faults(
         yield f"'{library.path}' is looked for as '{beside}' (SONAME), which is not there"
     elif (found := _followed(beside, entries)) != library.path:
         yield f"'{library.path}' is looked for as '{beside}' (SONAME), which is '{found}'"
-    if _DRIVER_VERSION.fullmatch(suffix) and suffix != driver:
+    if naming.BRANCHED.fullmatch(suffix) and suffix != driver:
         yield f"'{library.path}' is of driver {suffix} and not {driver}"
 
 
@@ -190,16 +182,6 @@ def _followed(path: str, entries: Mapping[str, Entry]) -> str:
 
 # ---------------------------------------------------------------------------------------------------
 # The kernel
-
-
-def symvers(text: str) -> dict[str, Export]:
-    """The exports in a Module.symvers: CRC, symbol, module, kind and namespace (Documentation/kbuild)."""
-    found: dict[str, Export] = {}
-    for line in text.splitlines():
-        fields = line.split("\t")
-        if len(fields) >= 4 and fields[0].startswith("0x"):
-            found[fields[1]] = Export(int(fields[0], 16), fields[3].endswith("_GPL"))
-    return found
 
 
 def release_check(modules: Sequence[KernelModule], release: str, kernel_vermagic: str) -> Check:
@@ -256,12 +238,13 @@ def versions_check(modules: Sequence[KernelModule], kernel: Mapping[str, Export]
         return passed("versions", f"kernel '{release}' gives its symbols no CRCs")
     faults: list[str] = []
     count = 0
+    crcs = {name: export.crc for name, export in kernel.items()}
     for module in modules:
         if not module.versions:
             faults.append(f"'{module.name}' has no CRCs of its imports, which kernel '{release}' compares")
         compared = {name: crc for name, crc in module.versions.items() if name in kernel}
         count += len(compared)
-        different = [name for name, crc in compared.items() if kernel[name].crc != crc]
+        different = symbols.different(compared, crcs)
         if different:
             listed = ", ".join(f"'{symbol}'" for symbol in different[:_SAID])
             faults.append(

@@ -16,6 +16,7 @@ from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Build, Kind, Progress
 from nvidiad.nouns.value import Value
+from nvidiad.thought import symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -185,7 +186,7 @@ def _driver_checks(
     yield proof.firmware_check(manifest, modules)
     release = kernel.release
     tell(Progress(STEP, f"comparing the modules with kernel '{release}'"))
-    exports = proof.symvers(kernel.symvers())
+    exports = symbols.symvers(kernel.symvers())
     yield proof.symbols_check(modules, exports, release)
     yield proof.versions_check(modules, exports, release)
     own = _OwnModules(kernel)

@@ -124,6 +124,8 @@ def test_labels_become_arguments_of_the_transport_image(tmp_path: Path) -> None:
         "VERMAGIC": manifest.vermagic,
         "MANIFEST": digest,
         "SIZE": str(manifest.size),
+        "FILES": str(manifest.count),
+        "PCI": " ".join(manifest.pci).replace("10de:", ""),
     }
 
 

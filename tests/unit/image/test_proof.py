@@ -15,6 +15,7 @@ from nvidiad.nouns.errors import Code
 from nvidiad.nouns.manifest import Manifest
 from nvidiad.nouns.model import Flavour, ModuleFile
 from nvidiad.nouns.value import replace
+from nvidiad.thought import symbols
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -239,12 +240,12 @@ SYMVERS = """\
 # a comment, and a line that is short
 0x55555555\tshort
 """
-KERNEL = proof.symvers(SYMVERS)
+KERNEL = symbols.symvers(SYMVERS)
 
 
 def test_module_symvers_is_read() -> None:
     assert sorted(KERNEL) == ["_printk", "drm_open", "module_layout", "rcu_read_unlock_strict"]
-    assert KERNEL["drm_open"] == proof.Export(0x33333333, False)  # noqa: FBT003
+    assert KERNEL["drm_open"] == symbols.Export(0x33333333, False)  # noqa: FBT003
     assert KERNEL["rcu_read_unlock_strict"].gpl
 
 

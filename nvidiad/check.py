@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `check`: everything that can be wrong on a host, looked at with the daemon or without."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvidiad import app
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.value import replace
+from nvidiad.thought import activation, examination, preflight
+from nvidiad.thought.choice import find_tree, wanted
+from nvidiad.thought.preflight import failed, passed, skipped, warned
+from nvidiad.thought.settings import Settings
+from nvidiad.verbs import examine
+from nvidiad.verbs.observer import look_at_driver
+from nvidiad.world import process
+from nvidiad.world.kernels import Kernels
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from nvidiad.nouns.facts import DriverFacts
+    from nvidiad.nouns.model import Tree
+    from nvidiad.thought.preflight import Check
+    from nvidiad.verbs.ports import DriverPorts
+
+_FABRIC_MANAGER = "nv-fabricmanager"
+_HOST_PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/bin")
+# It prints a line and ends; a driver that hangs must not keep a person waiting.
+_VERSION_TIMEOUT = 10.0
+_NOT_ALLOWED = os.strerror(13)
+
+
+def checks(options: argparse.Namespace) -> Iterator[Check]:
+    """Each in its turn; what this user cannot see is skipped."""
+    told: list[Check] = []
+    for each in _checks(options):
+        same = next(
+            (before for before in told if (before.code, before.sentence) == (each.code, each.sentence)), None
+        )
+        if same and each.code:
+            # What keeps the driver from coming up has its own row already.
+            sentence = f"it cannot come up as long as '{same.name}' is not in order"
+            each = failed(each.name, each.code, sentence, f"See '{same.name}'.")
+        told.append(each)
+        yield each
+
+
+def _checks(options: argparse.Namespace) -> Iterator[Check]:
+    settings, configuration = _settings(options.config)
+    yield configuration
+    yield _daemon(options)
+    ports = app.driver_ports(settings, options.root)
+    try:
+        facts = look_at_driver(ports, settings)
+    except PermissionError as error:
+        yield skipped("host", f"this user cannot look at '{error.filename}'")
+        return
+    except Failure as failure:
+        yield failed("host", failure.code, failure.sentence, failure.remedy)
+        return
+    facts = replace(facts, rules=replace(facts.rules, secure_boot=ports.host.secure_boot()))
+    tree = find_tree(facts, settings) if settings.configured else None
+    yield _gpus(facts)
+    yield preflight.rivals(facts, tree)
+    yield from _tree_checks(facts, settings, tree, ports, options.root)
+    yield _signature(facts, options.root)
+    yield _fabric(facts, settings, tree, options.root)
+    yield _space(facts, ports)
+    if settings.configured:
+        yield _driver(facts, settings)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Who is asked
+
+
+def _settings(path: Path) -> tuple[Settings, Check]:
+    name = "configuration"
+    try:
+        settings = app.read_settings(path)
+    except Failure as failure:
+        if _NOT_ALLOWED in failure.sentence:
+            return Settings(), skipped(name, failure.sentence)
+        return Settings(), failed(name, failure.code, failure.sentence, failure.remedy)
+    if not settings.configured:
+        return settings, failed(
+            name,
+            Code.NOT_CONFIGURED,
+            f"'{path}' does not say {' and '.join(settings.missing)}",
+            "Set them, then: systemctl reload nvidiad.",
+        )
+    return settings, passed(name, f"driver {settings.driver.version} from '{settings.image.repository}'")
+
+
+def _daemon(options: argparse.Namespace) -> Check:
+    from nvidiad.rim import client
+
+    name = "daemon"
+    if str(options.root) != "/":
+        return skipped(name, f"the host below '{options.root}' is looked at from outside")
+    try:
+        phase, _ = client.status(options.socket, colour=False)
+    except Failure as failure:
+        return warned(name, failure.code, failure.sentence, failure.remedy)
+    return passed(name, f"nvidiad runs and says '{phase}'")
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is looked at
+
+
+def _gpus(facts: DriverFacts) -> Check:
+    if not facts.gpus:
+        return passed("gpu", "this host has no NVIDIA GPU", Code.NO_GPU)
+    words = [f"{gpu.device} at {gpu.address}, bound to {gpu.bound or 'nothing'}" for gpu in facts.gpus]
+    return passed("gpu", "; ".join(words))
+
+
+def _tree_checks(
+    facts: DriverFacts, settings: Settings, tree: Tree | None, ports: DriverPorts, root: Path
+) -> Iterator[Check]:
+    if not settings.configured:
+        yield skipped("tree", "nobody says which driver is wanted")
+        return
+    if tree is None:
+        yield skipped("tree", f"there is no tree for '{wanted(facts, settings)}' here")
+        return
+    yield _files(tree, ports)
+    kernels = Kernels(root)
+    for check in preflight.fitness(facts, settings, tree):
+        if check.name != "signature":
+            yield check
+        if check.name == "vermagic":
+            yield examine.symbols(kernels, facts.wanted_modules, facts.kernel)
+        if check.name == "dependencies":
+            needed = preflight.outside(facts.wanted_modules, settings)
+            yield examination.host_modules(needed, kernels.forbidden(needed))
+
+
+def _files(tree: Tree, ports: DriverPorts) -> Check:
+    try:
+        ports.trees.verify(tree.path, tree.build)
+    except Failure as failure:
+        if _NOT_ALLOWED in failure.sentence:
+            return skipped("tree", failure.sentence)
+        return failed("tree", failure.code, failure.sentence, failure.remedy)
+    return passed("tree", f"every file of '{tree.path}' is as its manifest says")
+
+
+def _signature(facts: DriverFacts, root: Path) -> Check:
+    told = root / "sys/kernel/security/lockdown"
+    if told.exists() and not os.access(told, os.R_OK):
+        return skipped("signature", f"this user cannot read '{told}'")
+    return preflight.signature(facts)
+
+
+def _fabric(facts: DriverFacts, settings: Settings, tree: Tree | None, root: Path) -> Check:
+    places = [root / place / _FABRIC_MANAGER for place in _HOST_PROGRAMS]
+    places += [Path(tree.path) / "bin" / _FABRIC_MANAGER] if tree else []
+    here = [path for path in places if os.access(path, os.X_OK)]
+    # Programs of another host's disk are not started on this one.
+    managers = {str(path): _version(path) if str(root) == "/" else "" for path in here}
+    return examination.fabric(facts.gpus, tree.build.driver if tree else settings.driver.version, managers)
+
+
+def _version(program: Path) -> str:
+    try:
+        finished = process.run([str(program), "--version"], timeout=_VERSION_TIMEOUT)
+    except Failure:
+        return ""
+    return examination.told_version(f"{finished.out} {finished.err}")
+
+
+def _space(facts: DriverFacts, ports: DriverPorts) -> Check:
+    root = ports.trees.root
+    there = next((path for path in (root, *root.parents) if path.is_dir()), Path("/"))
+    try:
+        free = os.statvfs(there)
+    except OSError as error:
+        return skipped(examination.SPACE, f"what is free in '{there}' is not known: {error.strerror}")
+    largest = max(facts.trees, key=lambda tree: tree.size, default=None)
+    count = ports.trees.manifest(largest.path).count if largest else 0
+    # 0 in all: a file system that makes inodes as they are needed.
+    room = examination.Room(
+        str(root), free.f_bavail * free.f_frsize, free.f_favail if free.f_files else None
+    )
+    return examination.space(room, largest.size if largest else 0, count)
+
+
+def _driver(facts: DriverFacts, settings: Settings) -> Check:
+    plan, name = activation.activate(facts, settings), "driver"
+    if plan.problem:
+        told = warned if plan.problem.code in activation.FREEING else failed
+        return told(name, plan.problem.code, plan.problem.sentence, plan.problem.remedy)
+    if plan.steps:
+        return failed(
+            name, "not-in-force", plan.reason, "systemctl start nvidia.service; journalctl -u nvidia."
+        )
+    return passed(name, plan.reason)
