@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.value import Value
+from nvidiad.thought import confinement, refusals
 from nvidiad.thought import pull as pulling
-from nvidiad.thought import refusals
+from nvidiad.world import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,6 +183,14 @@ class Conversation:
             return None
         return image
 
+    def labels(self, pinned: str) -> dict[str, str]:
+        """The labels of an image that the engine has."""
+        image = self.image(pinned)
+        if image is None:
+            raise refusals.gone(self._reference)
+        labels = (image.get("Config") or {}).get("Labels") or {}
+        return {str(key): str(value) for key, value in labels.items()}
+
     def images(self) -> list[dict[str, Any]]:
         """What the engine lists of the images that it has."""
         found: list[dict[str, Any]] = self._api.images()
@@ -215,20 +226,20 @@ class Conversation:
             return None
         return found
 
-    def create(self, pinned: str, name: str, environment: list[str], *, gentle: bool = False) -> str:
-        """A container as `docker run --rm --privileged -v /:/rootfs` makes it, not started yet."""
+    def create(
+        self, pinned: str, name: str, environment: list[str], root: Path, *, gentle: bool = False
+    ) -> str:
+        """A container that has nothing of the host but the place of its trees, not started yet."""
         import docker
 
         api = self._api
-        # Others have 1024 and 500. Under cgroup v2 that is a weight of 3 and 1, where others have 100. Said
-        # here, not later: one runtime (crun 1.8) ends a container whose weights are changed.
-        host = api.create_host_config(
-            privileged=True,
-            binds=["/:/rootfs"],
-            auto_remove=True,
-            cpu_shares=64 if gentle else None,
-            blkio_weight=10 if gentle else None,
-        )
+        bundle = confinement.bundle(PurePosixPath(root), self.labels(pinned))
+        # An installer follows a host's links as the host would; it is spared that.
+        place = os.path.realpath(bundle)
+        with files.explained(f"making '{place}'", Code.IMAGE_FAILED):
+            files.make_directory(Path(place))
+        config = confinement.host_config(place, bundle, self.about(), gentle=gentle)
+        host = api.create_host_config(**config)
         with self._starting():
             try:
                 # root's ~/.docker/config.json may name proxies, which an installer has no use for.

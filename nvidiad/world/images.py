@@ -120,11 +120,7 @@ class DockerImages:
     def labels(self, reference: str, digest: str) -> dict[str, str]:
         """The labels of a pulled image."""
         with self._engine.talk(reference) as engine:
-            image = engine.image(pulling.parse_reference(reference).pinned(digest))
-        if image is None:
-            raise refusals.gone(reference)
-        labels = (image.get("Config") or {}).get("Labels") or {}
-        return {str(key): str(value) for key, value in labels.items()}
+            return engine.labels(pulling.parse_reference(reference).pinned(digest))
 
     def discard(self, reference: str, digest: str) -> None:
         """Let the engine forget an image whose tree is complete, and those that a killed nvidiad left.
@@ -146,7 +142,7 @@ class DockerImages:
         *,
         gentle: bool = False,
     ) -> None:
-        """`docker run --rm --privileged -v /:/rootfs IMAGE`, by digest, and wait until it has ended.
+        """What `docker run --rm --privileged -v /:/rootfs IMAGE` does, with far less, by digest; to its end.
 
         A gentle one gets little of a busy host.
         """
@@ -171,13 +167,13 @@ class DockerImages:
                     engine.remove(container)
 
             try:
-                status = run(adopted or engine.create(pinned, name, environment, gentle=gentle))
+                status = run(adopted or engine.create(pinned, name, environment, root, gentle=gentle))
             except Unstarted as refused:
                 if adopted or not gentle:
                     raise refused.failure from None
                 # A kernel that cannot weigh what the engine believes it can (no io.weight): then without.
                 try:
-                    status = run(engine.create(pinned, name, environment))
+                    status = run(engine.create(pinned, name, environment, root))
                 except Unstarted as again:
                     raise again.failure from None
         if status != 0:

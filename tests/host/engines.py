@@ -27,14 +27,18 @@ ONCE = pytest.mark.parametrize("shared", ["trixie"], indirect=True)
 PLAIN, TLS, AUTH = "127.0.0.1:5000", "reg.test:5443", "reg.test:5444"
 NOWHERE = "sha256:" + "0" * 64
 BLOBS = "/var/registry/docker/registry/v2/blobs/sha256"
-# The real installer has tests of its own: this one only does what a test writes into /tmp/act on the host.
+# The real installer has tests of its own: this one only does what a test writes where trees are installed.
+PLACE = "/opt/nvidia"
 DOCKERFILE = """FROM scratch
 COPY busybox /bin/sh
 COPY first /
 COPY second /
 LABEL io.nvidiad.driver={label}
-ENTRYPOINT ["/bin/sh", "-c", "echo . >>/rootfs/opt/runs; echo r=$NVIDIAD_ROOT; . /rootfs/tmp/act; echo end"]
+ENTRYPOINT ["/bin/sh", "-c", \\
+  "cd /rootfs${{NVIDIAD_ROOT:-/opt}}/nvidia; echo . >>runs; echo r=$NVIDIAD_ROOT; . ./act; echo end"]
 """
+# What waits until a test calls `go`.
+WAITING = "while [ ! -e go ]; do sleep .1; done"
 SCRIPT = """
 import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
@@ -123,11 +127,17 @@ class Bed:
         return done
 
     def installer(self, text: str) -> None:
-        self.host.write("/tmp/act", text + "\n")
-        self.host.path("/opt/runs").unlink(missing_ok=True)
+        for root in ("/opt", "/var/opt"):
+            self.host.write(f"{root}/nvidia/act", text + "\n")
+        for name in ("runs", "go"):
+            self.host.path(f"{PLACE}/{name}").unlink(missing_ok=True)
+
+    def go(self) -> None:
+        """Let an installer that waits for it end."""
+        self.host.write(f"{PLACE}/go", "")
 
     def runs(self) -> int:
-        return len(self.host.read("/opt/runs").splitlines())
+        return len(self.host.read(f"{PLACE}/runs").splitlines())
 
     def containers(self) -> str:
         return self.host.run("docker ps -aq", check=True).out

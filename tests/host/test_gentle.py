@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.host import engines
-from tests.host.engines import EVERYWHERE, ONCE, PLAIN, TLS, Bed, damaged
+from tests.host.engines import EVERYWHERE, ONCE, PLAIN, TLS, WAITING, Bed, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,8 +269,7 @@ def test_what_a_killed_nvidiad_left_goes_with_the_next_and_nothing_else(bed: Bed
 @EVERYWHERE
 def test_a_gentle_installer_has_little_weight_where_the_kernel_weighs(bed: Bed) -> None:
     assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
-    bed.host.path("/tmp/go").unlink(missing_ok=True)
-    bed.installer("while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
+    bed.installer(WAITING)
     command = bed.command(f"{PLAIN}/nv:1", "install", digest=bed.digest, gentle=True)
     with bed.host.popen(*command) as process:
         bed.host.wait(lambda: bed.host.run("docker ps -q", check=True).out, "it runs")
@@ -280,7 +279,7 @@ def test_a_gentle_installer_has_little_weight_where_the_kernel_weighs(bed: Bed) 
             for name in ("cpu.weight", "io.weight")
             if bed.host.exists(f"{scope}/{name}")
         }
-        bed.host.write("/tmp/go", "")
+        bed.go()
         out, _ = process.communicate(timeout=30)
     assert json.loads(out)["code"] == ""
     assert weights.items() <= {"cpu.weight": "3", "io.weight": "1"}.items()

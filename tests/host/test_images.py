@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.host import engines
-from tests.host.engines import AUTH, BLOBS, DOCKERFILE, EVERYWHERE, NOWHERE, ONCE, PLAIN, TLS, Bed, damaged
+from tests.host.engines import (
+    AUTH,
+    BLOBS,
+    DOCKERFILE,
+    EVERYWHERE,
+    NOWHERE,
+    ONCE,
+    PLACE,
+    PLAIN,
+    TLS,
+    WAITING,
+    Bed,
+    damaged,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +40,11 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Bed]:
 @pytest.fixture
 def bed(shared: Bed) -> Bed:
     return shared.fresh()
+
+
+def installer_of(bed: Bed) -> str:
+    """The name that nvidiad gives the container."""
+    return f"nvidiad-install-{bed.digest[7:19]}"
 
 
 # -- in health ----------------------------------------------------------------------------------------------
@@ -68,42 +86,95 @@ def test_another_root_is_handed_to_the_installer(bed: Bed) -> None:
     assert done["lines"] == ["r=/var/opt", "end"]
 
 
-@ONCE
-def test_the_container_is_what_the_documented_command_makes(bed: Bed) -> None:
+@EVERYWHERE
+def test_the_container_has_nothing_of_the_host_but_the_place_of_its_trees(bed: Bed) -> None:
     assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
-    bed.installer("while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
-    bed.host.run(
-        "rm -f /tmp/go; docker run -d --rm --privileged -v /:/rootfs --name by-hand $(docker images -q)",
-        check=True,
-    )
+    bed.installer(WAITING)
     with bed.host.popen(*bed.command(f"{PLAIN}/nv:1", "install", digest=bed.digest)) as process:
-        bed.host.wait(lambda: len(bed.containers().split()) == 2, "both containers run")
-        ours, theirs = (
-            bed.host.run("docker", "inspect", name, check=True).json()[0]
-            for name in (f"nvidiad-install-{bed.digest[7:19]}", "by-hand")
-        )
-        bed.host.write("/tmp/go", "")
+        bed.host.wait(lambda: bed.host.run("docker ps -q", check=True).out, "it runs")
+        made = bed.host.run("docker", "inspect", installer_of(bed), check=True).json()[0]
+        bed.go()
         process.communicate(timeout=30)
-    for settings in (ours["HostConfig"], theirs["HostConfig"]):
-        # What the command line adds is the size of a terminal, and the kind of nothing.
-        settings.pop("ConsoleSize", None)
-    differing = {
-        key
-        for key in ours["HostConfig"].keys() | theirs["HostConfig"].keys()
-        if (ours["HostConfig"].get(key) or None) != (theirs["HostConfig"].get(key) or None)
-    }
-    assert differing <= {
-        "NetworkMode",
-        "RestartPolicy",
-        "MemorySwappiness",
-        "OomKillDisable",
-        "CgroupnsMode",
-    }, differing
-    assert ours["HostConfig"]["Binds"] == ["/:/rootfs"]
-    assert ours["HostConfig"]["Privileged"] is True
-    assert ours["HostConfig"]["AutoRemove"] is True
-    assert ours["Config"]["Env"] == theirs["Config"]["Env"]
-    bed.host.wait(lambda: bed.containers() == "", "both containers are gone")
+    config = made["HostConfig"]
+    mounts = [(mount["Source"], mount["Destination"], mount["RW"]) for mount in made["Mounts"]]
+    assert sorted(mounts) == [
+        ("/opt/nvidia", "/rootfs/opt/nvidia", True),
+        ("/sys/module", "/rootfs/sys/module", False),
+    ]
+    assert config["Privileged"] is False and config["ReadonlyRootfs"] is True
+    assert config["AutoRemove"] is True
+    assert config["NetworkMode"] == "none"
+    assert config["CapDrop"] == ["ALL"]
+    assert sorted(name.removeprefix("CAP_") for name in config["CapAdd"]) == ["DAC_OVERRIDE", "FOWNER"]
+    assert {"no-new-privileges", "label=disable"} <= set(config["SecurityOpt"])
+    assert config["UsernsMode"] == "host"
+    bed.host.wait(lambda: bed.containers() == "", "it is gone")
+
+
+# What a hostile image may try, each of which must fail; the last line counts the processes that it sees.
+ATTEMPTS = {
+    "write to the host's /etc": "echo evil >/rootfs/etc/evil",
+    "see the host's root": "ls /rootfs/etc /rootfs/usr",
+    "replace nvidiad": "echo evil >/rootfs/opt/nvidiad/evil",
+    "write through a link": "ln -s /etc evil; echo evil >evil/evil",
+    "write to its own root": "echo evil >/evil",
+    "make a disk": "mknod /tmp/disk b 8 0 || mknod disk b 8 0",
+    "mount": "mount -t tmpfs none /tmp",
+    "bind": "mount -o bind /proc /tmp",
+    "write to /sys": "mount -o remount,rw,bind /rootfs/sys/module; echo / >$firmware",
+    "write to its own /sys": "echo / >/sys/module/firmware_class/parameters/path",
+    "write to /proc/sys": "echo evil >/proc/sys/kernel/core_pattern",
+    "leave by a namespace": "unshare -m true",
+    "be root of a namespace": "unshare -U true",
+    "leave by chroot": "chroot / true",
+    "take over files": "echo mine >mine; chown 1000 mine",
+    "load a module": "insmod ./mine",
+    "reboot": "reboot -f",
+    "reach a registry": "wget -q -O - http://127.0.0.1:5000/v2/",
+    "have a network": "ip addr add 10.1.1.1/32 dev lo",
+    "read the kernel's log": "dmesg",
+}
+
+
+@EVERYWHERE
+def test_a_hostile_image_gets_at_nothing_beside_its_place(bed: Bed) -> None:
+    tries = [f'({command}) >/dev/null 2>&1 && echo "could {name}"' for name, command in ATTEMPTS.items()]
+    told = "sed -n -e 's/^\\(CapBnd\\|NoNewPrivs\\|Seccomp\\):[[:space:]]*/\\1 /p' /proc/self/status"
+    seen = "set -- /proc/[0-9]*; echo processes $#"
+    firmware = "firmware=/rootfs/sys/module/firmware_class/parameters/path"
+    bed.installer("\n".join([firmware, *tries, told, seen]))
+    done = bed.act(f"{PLAIN}/nv:1", "pull", "install")
+    assert (done["code"], done["sentence"]) == ("", "")
+    assert [line for line in done["lines"] if line.startswith("could")] == []
+    kept = {key: int(value, 16) for key, _, value in (x.partition(" ") for x in done["lines"][1:-1])}
+    assert kept.pop("processes") < 5
+    # DAC_OVERRIDE and FOWNER.
+    assert kept == {"CapBnd": 1 << 1 | 1 << 3, "NoNewPrivs": 1, "Seccomp": 2}
+    assert bed.host.run("find /etc /usr /opt/nvidiad -name evil", check=True).out == ""
+
+
+@ONCE
+def test_the_place_may_be_behind_links_and_need_not_be_there(bed: Bed) -> None:
+    host = bed.host
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    # As an OS with a read-only /usr has it, where everything that may be written is below /var.
+    host.run(
+        "mkdir -p /var/far && ln -s ../var/far /srv/root && ln -s /var/nearer /var/far/nvidia", check=True
+    )
+    try:
+        done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest, root="/srv/root")
+        # It is made, and then the image has nothing there to read its orders from.
+        assert done["code"] == "image-failed" and host.read("/var/nearer/runs") == ".\n"
+        host.write("/var/nearer/act", "echo mine >mine\n")
+        done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest, root="/srv/root")
+        assert (done["code"], done["lines"]) == ("", ["r=/srv/root", "end"])
+        assert host.read("/var/nearer/mine") == "mine\n"
+        host.run("rm -r /var/nearer; mkdir /var/ro; mount -t tmpfs -o ro none /var/ro", check=True)
+        done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest, root="/var/ro")
+        assert done["code"] == "read-only" and "/var/ro/nvidia" in done["sentence"], done
+    finally:
+        host.run("umount /var/ro; rm -rf /srv/root /var/far /var/nearer /var/ro")
+    bed.host.wait(lambda: bed.containers() == "", "no container is left")
 
 
 # -- what is not there, or not for us -----------------------------------------------------------------------
@@ -299,7 +370,7 @@ def test_a_failed_pull_never_gives_the_older_image_of_the_tag(bed: Bed) -> None:
         for verb in ("labels", "install"):
             done = bed.act(f"{PLAIN}/moved:1", verb, digest=digest)
             assert done["code"] == "image-failed" and "no longer" in done["sentence"], done
-    assert not bed.host.exists("/opt/runs")
+    assert not bed.host.exists(f"{PLACE}/runs")
     done = bed.act(f"{PLAIN}/moved:1", "pull", "labels")
     assert done["labels"]["io.nvidiad.driver"] == "new"
 
@@ -381,8 +452,7 @@ def test_an_installer_that_does_not_end_is_ended(bed: Bed) -> None:
 
 def started(bed: Bed, **task: Any) -> None:
     """An installer at work, whose nvidiad was killed."""
-    bed.installer("echo begun; while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
-    bed.host.path("/tmp/go").unlink(missing_ok=True)
+    bed.installer(f"echo begun; {WAITING}")
     with bed.host.popen(*bed.command(f"{PLAIN}/nv:1", "pull", "install", **task)) as process:
         assert process.stderr is not None
         while process.stderr.readline().strip() != "begun":
@@ -394,12 +464,23 @@ def started(bed: Bed, **task: Any) -> None:
 @EVERYWHERE
 def test_a_running_installer_is_adopted(bed: Bed) -> None:
     started(bed)
-    bed.later(1, lambda: bed.host.write("/tmp/go", ""))
+    bed.later(1, bed.go)
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
     assert (done["code"], done["sentence"]) == ("", "")
     assert done["lines"] == ["r=", "begun", "end"]
     assert bed.runs() == 1
     assert bed.containers() == ""
+
+
+@ONCE
+def test_an_installer_that_an_older_nvidiad_gave_everything_is_adopted(bed: Bed) -> None:
+    assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
+    bed.installer(WAITING)
+    older = ("docker", "run", "-d", "--rm", "--privileged", "-v", "/:/rootfs", "--name", installer_of(bed))
+    bed.host.run(*older, f"{PLAIN}/nv@{bed.digest}", check=True)
+    bed.later(1, bed.go)
+    done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
+    assert (done["code"], done["lines"][-1], bed.runs(), bed.containers()) == ("", "end", 1, "")
 
 
 @ONCE
@@ -414,8 +495,7 @@ def test_an_adopted_installer_that_fails_is_quoted(bed: Bed) -> None:
 @ONCE
 def test_an_installer_for_another_root_is_not_adopted(bed: Bed) -> None:
     started(bed, root="/var/opt")
-    bed.host.write("/tmp/go", "")
-    bed.host.write("/tmp/act", "true\n")
+    bed.installer("true")
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
     assert (done["code"], done["lines"]) == ("", ["r=", "end"])
 
@@ -423,8 +503,7 @@ def test_an_installer_for_another_root_is_not_adopted(bed: Bed) -> None:
 @ONCE
 def test_a_dead_container_of_the_name_is_removed(bed: Bed) -> None:
     assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
-    name = f"nvidiad-install-{bed.digest[7:19]}"
-    bed.host.run("docker", "create", "--name", name, f"{PLAIN}/nv@{bed.digest}", check=True)
+    bed.host.run("docker", "create", "--name", installer_of(bed), f"{PLAIN}/nv@{bed.digest}", check=True)
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
     assert (done["code"], bed.containers(), bed.runs()) == ("", "", 1)
 
@@ -432,12 +511,11 @@ def test_a_dead_container_of_the_name_is_removed(bed: Bed) -> None:
 @ONCE
 def test_an_engine_that_dies_under_an_installer_is_no_dead_end(bed: Bed) -> None:
     assert bed.act(f"{PLAIN}/nv:1", "pull")["code"] == ""
-    bed.installer("while [ ! -e /rootfs/tmp/go ]; do sleep .1; done")
-    bed.host.path("/tmp/go").unlink(missing_ok=True)
+    bed.installer(WAITING)
     bed.later(1.5, lambda: bed.host.kill("docker.service", whom="main"))
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
     assert done["code"] == "engine-lost", done
-    bed.host.write("/tmp/go", "")
+    bed.go()
     bed.host.engine_restart()
     done = bed.act(f"{PLAIN}/nv:1", "install", digest=bed.digest)
     assert (done["code"], done["sentence"], bed.containers()) == ("", "", "")

@@ -28,6 +28,16 @@ FORBIDDEN = frozenset(
 )
 
 
+# What every service says of what it may do; tests/host/test_hardening.py has the figures.
+RESTRICTIONS = frozenset(
+    """
+    capabilityboundingset devicepolicy lockpersonality memorymax nonewprivileges restrictaddressfamilies
+    restrictnamespaces restrictrealtime restrictsuidsgid systemcallarchitectures systemcallerrornumber
+    systemcallfilter tasksmax
+    """.split()  # noqa: SIM905 - as above
+)
+
+
 def read(text: str) -> dict[str, set[str]]:
     parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
     parser.read_string(text)
@@ -45,6 +55,11 @@ def test_no_directive_gives_a_mount_namespace(name: str) -> None:
 
 def test_the_rule_sees_such_a_directive() -> None:
     assert offences("[Service]\nPrivateTmp=yes\nProtectSystem=strict\n") == {"privatetmp", "protectsystem"}
+
+
+@pytest.mark.parametrize("file", sorted(UNITS.glob("*.service")), ids=lambda file: file.name)
+def test_every_service_says_what_it_may_do(file: Path) -> None:
+    assert read(file.read_text())["Service"] >= RESTRICTIONS
 
 
 def test_the_shipped_gate_is_the_one_that_nvidiad_writes() -> None:
