@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from nvidiad.image.nouns.model import DriverSource
     from nvidiad.nouns.manifest import Manifest
 
-    Component = dict[str, object]
-
+Component = dict[str, object]
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 _VERSION = "1.6"
 _PROPRIETARY = {"license": {"name": "NVIDIA Driver License Agreement"}}
