@@ -72,12 +72,17 @@ audit: $(VENV)/.ready $(TOOLS)/.ready
 sbom: $(VENV)/.ready
 	$(BIN)/python -m tools.sbom >nvidiad.cdx.json
 
-# Nothing but what the locks name; what is compiled here is compiled with what they name.
-LOCKED_PIP = PIP_CONSTRAINT=requirements/build.txt $(DESTDIR)$(PREFIX)/bin/pip install --quiet --no-deps
+# Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
+BUILD ?= build/install
 install:
+	rm -rf build/lib $(BUILD)
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/build.txt
+	$(BUILD)/bin/pip wheel --quiet --require-hashes --no-deps --no-build-isolation --no-cache-dir \
+	  --requirement requirements/runtime.txt --wheel-dir $(BUILD)/wheels
+	$(BUILD)/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(BUILD)/wheels .
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(LOCKED_PIP) --require-hashes --requirement requirements/runtime.txt
-	$(LOCKED_PIP) .
+	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --no-index --no-deps $(BUILD)/wheels/*.whl
 	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad $(DESTDIR)$(PREFIX)/bin/nvidiad-image \
 	  $(DESTDIR)$(PREFIX)/bin/nvidiad-kubernetes
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"

@@ -75,9 +75,16 @@ def test_a_line_that_leaves_something_open_is_refused(tmp_path: Path, line: str)
 
 
 def test_make_install_takes_nothing_else() -> None:
-    recipe = (CHECKOUT / "Makefile").read_text().partition("\ninstall:")[2].partition("\n\n")[0]
-    assert "--require-hashes --requirement requirements/runtime.txt" in recipe
-    assert "pip install" not in recipe.replace("$(LOCKED_PIP)", "")
+    recipe = (CHECKOUT / "Makefile").read_text().partition("\ninstall:")[2].partition("\nclean:")[0]
+    commands = [line for line in recipe.replace("\\\n", "").splitlines() if "/pip " in line]
+    assert len(commands) == 4
+    for command in commands:
+        assert "--no-deps" in command, command
+        # Named by a lock, this checkout itself, or made of both a moment before.
+        ours = command.endswith(" .") or "--no-index" in command
+        assert "--require-hashes" in command or ours, command
+        # An isolated build would fetch what no lock names.
+        assert "pip install" in command or "--no-build-isolation" in command, command
 
 
 # -- the bill of materials -----------------------------------------------------------------------------
