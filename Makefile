@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint bench install clean
+.PHONY: help demo test test-images lint bench soak lock audit sbom install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -18,6 +18,10 @@ help:
 	@echo 'make test-images  only those of nvidiad-image: real builds, proofs, publishing'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make bench    measure what docs/performance.md claims'
+	@echo 'make soak     let one daemon look 5000 times, with faults, and see what it holds then'
+	@echo 'make lock     take newer versions of what is shipped into requirements/'
+	@echo 'make audit    ask for known vulnerabilities of what is shipped'
+	@echo 'make sbom     the bill of materials of what is shipped (CycloneDX)'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
 # pystemd has no wheels: it is compiled against libsystemd. Debian's own Python is enough for everything.
@@ -27,13 +31,20 @@ $(VENV)/.ready: setup.cfg
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+# An environment of its own: some of it would change what nvidiad's own libraries import.
+TOOLS := $(VENV)/tools
+$(TOOLS)/.ready: requirements/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/tools.txt
+	touch $@
+
 # DRIVER=real shows it with NVIDIA's own modules, built here.
 DRIVER ?= stand-in
 demo: $(VENV)/.ready
 	$(BIN)/python -m tests.vm.demo --driver $(DRIVER)
 
 # Tools that single tests skip without.
-test: $(VENV)/.ready
+test: $(VENV)/.ready $(TOOLS)/.ready
 	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -49,9 +60,29 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench
 
+soak: $(VENV)/.ready
+	$(BIN)/python -m tests.soak
+
+lock: $(VENV)/.ready $(TOOLS)/.ready
+	tools/lock.sh $(TOOLS)/bin/uv
+
+audit: $(VENV)/.ready $(TOOLS)/.ready
+	$(BIN)/python -m tools.audit $(TOOLS)/bin/pip-audit
+
+sbom: $(VENV)/.ready
+	$(BIN)/python -m tools.sbom >nvidiad.cdx.json
+
+# Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
+BUILD ?= build/install
 install:
+	rm -rf build/lib $(BUILD)
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/build.txt
+	$(BUILD)/bin/pip wheel --quiet --require-hashes --no-deps --no-build-isolation --no-cache-dir \
+	  --requirement requirements/runtime.txt --wheel-dir $(BUILD)/wheels
+	$(BUILD)/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(BUILD)/wheels .
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/pip install --quiet .
+	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --no-index --no-deps $(BUILD)/wheels/*.whl
 	sed -i '1s,^#!$(DESTDIR),#!,' $(DESTDIR)$(PREFIX)/bin/nvidiad $(DESTDIR)$(PREFIX)/bin/nvidiad-image \
 	  $(DESTDIR)$(PREFIX)/bin/nvidiad-kubernetes
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"

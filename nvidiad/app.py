@@ -283,6 +283,7 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
     from nvidiad.rim.server import Server
     from nvidiad.thought import render
     from nvidiad.verbs.reconcile import Reconciler
+    from nvidiad.world import itself
     from nvidiad.world.logind import LOCK, Logind
     from nvidiad.world.notify import ServiceManager, inherited
 
@@ -323,7 +324,11 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
         )
     )
     server = Server(
-        board.snapshot, lambda reason: daemon.poke(reason, forced=True), log=log, version=__version__
+        board.snapshot,
+        lambda reason: daemon.poke(reason, forced=True),
+        log=log,
+        version=__version__,
+        process=itself.process,
     )
     board.listen(server.changed)
     listening = socket.socket(fileno=handed["varlink"]) if "varlink" in handed else None

@@ -129,6 +129,7 @@ class _Workshop:
 
     def __init__(self, shop: Shop, read: Recipe, registry: Repository, making: Making) -> None:
         self._shop, self._recipe, self._registry, self._making = shop, read, registry, making
+        self._bills: dict[str, str] = {}
 
     def developer(self, release: OsRelease, tell: Tell) -> tuple[str, OsRelease]:
         shop = self._shop
@@ -141,7 +142,9 @@ class _Workshop:
     def build(self, cell: Cell, developer: str, tell: Tell) -> str:
         del developer  # its name follows from the release
         reference = f"{self._recipe.repository}:{cell.tag}"
-        return build(self._shop, cell.release, cell.driver, reference, self._making, tell).reference
+        built = build(self._shop, cell.release, cell.driver, reference, self._making, tell)
+        self._bills[built.reference] = built.bill
+        return built.reference
 
     def prove(self, cell: Cell, image: str, developer: str, tell: Tell) -> Verdict:
         return proof(self._shop, image, Against(developer), expected=cell.build, tell=tell)
@@ -149,7 +152,11 @@ class _Workshop:
     def push(self, image: str, tell: Tell) -> str:
         return upload(self._shop.engine.save, image, self._registry, self._shop.temporary, tell)
 
+    def bill(self, image: str) -> str:
+        return self._bills.get(image, "")
+
     def discard(self, image: str) -> None:
+        self._bills.pop(image, None)
         self._shop.engine.remove(image)
 
 

@@ -244,9 +244,14 @@ def _build(options: argparse.Namespace, tell: Tell) -> int:
     built = shops.build(
         _shop(options), release, source, f"{options.repository}:{tag}", _making(options), tell
     )
+    if options.sbom:
+        options.sbom.write_text(built.bill)
     if options.json != "off":
         facts: dict[str, object] = {name: getattr(built, name) for name in built.__match_args__}
-        del facts["build"]  # its parts are in the reference
+        del (
+            facts["build"],
+            facts["bill"],
+        )  # its parts are in the reference; the bill is a document of its own
         return _print({"schema": 1, **facts}, options)
     print(
         f"{built.reference}: {len(built.modules)} modules, {size(built.tree_bytes)} in the tree, "

@@ -76,5 +76,6 @@ def driver() -> argparse.ArgumentParser:
     group.add_argument("--jobs", type=int, default=0, metavar="N", help="compilers at once")
     group.add_argument("--module-key", type=place, metavar="PEM", help="signs the kernel modules")
     group.add_argument("--module-certificate", type=place, metavar="PEM")
+    group.add_argument("--sbom", type=place, metavar="FILE", help="write the bill of materials there")
     group.add_argument("--fresh", action="store_true", help="use nothing of earlier builds")
     return group

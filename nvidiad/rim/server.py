@@ -53,6 +53,7 @@ class Server:
         log: Log,
         version: str,
         now: Callable[[], float] = time.time,
+        process: Callable[[], metrics.Process | None] = lambda: None,
         limits: Limits | None = None,
     ) -> None:
         self._read = read
@@ -60,6 +61,7 @@ class Server:
         self._log = log
         self._version = version
         self._now = now
+        self._process = process
         self._limits = limits or Limits()
         self._listener: socket.socket | None = None
         self._own: tuple[Path, int] | None = None
@@ -209,7 +211,7 @@ class Server:
                 words = render.text(document, now=self._now(), colour=colour)
                 return wire.response(200, words.encode("utf-8", "replace"), headers=headers)
             case "/metrics":
-                page = metrics.exposition(document, snapshot.counters)
+                page = metrics.exposition(document, snapshot.counters, self._process())
                 return wire.response(200, page.encode("utf-8", "replace"), kind=metrics.CONTENT_TYPE)
             case "/":
                 return wire.response(200, HELP.encode())
@@ -266,7 +268,8 @@ class Server:
                 return {"trees": driver.get("installed", []) if isinstance(driver, dict) else []}
             case "io.nvidiad.GetMetrics":
                 snapshot = self._read()
-                return {"metrics": metrics.exposition(snapshot.document, snapshot.counters)}
+                page = metrics.exposition(snapshot.document, snapshot.counters, self._process())
+                return {"metrics": page}
             case "io.nvidiad.Reconcile":
                 await self._authorize(peer)
                 self._act(f"asked by uid {peer.uid}, pid {peer.pid}")

@@ -50,6 +50,8 @@ class Descriptor(Value):
     annotations: tuple[tuple[str, str], ...] = ()
     architecture: str = ""
     """Of a manifest in an index, as registries call it: amd64, arm64."""
+    artefact_type: str = ""
+    """Of an artefact in an index of referrers."""
 
     def content(self) -> dict[str, object]:
         said: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
@@ -57,6 +59,8 @@ class Descriptor(Value):
             said["annotations"] = dict(self.annotations)
         if self.architecture:
             said["platform"] = {"architecture": self.architecture, "os": "linux"}
+        if self.artefact_type:
+            said["artifactType"] = self.artefact_type
         return said
 
 
@@ -174,17 +178,45 @@ def _detail(status: int, body: bytes) -> str:
 
 
 def artefact(
-    media_type: str, layer: Descriptor, config: Descriptor, annotations: Mapping[str, str]
+    media_type: str,
+    layer: Descriptor,
+    config: Descriptor,
+    annotations: Mapping[str, str],
+    subject: Descriptor | None = None,
 ) -> Document:
-    """The manifest of something that is no container image but lies in a registry as one."""
+    """The manifest of something that is no container image but lies in a registry as one.
+
+    With a subject it says something of that: it is one of its referrers.
+    """
     said: dict[str, object] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "artifactType": media_type,
         "config": config.content(),
         "layers": [layer.content()],
+        **({"subject": subject.content()} if subject else {}),
     }
     return _document(OCI_MANIFEST, said | ({"annotations": dict(annotations)} if annotations else {}))
+
+
+def referrers_tag(digest: str) -> str:
+    """The tag of the index of referrers, in a registry that lists none by itself (OCI distribution 1.1)."""
+    return digest.replace(":", "-")
+
+
+def with_referrer(listed: Document | None, referrer: Descriptor) -> Document | None:
+    """That index with one more, None where it has it; raises ValueError where what lies there is none."""
+    known: list[object] = []
+    if listed is not None:
+        content = listed.content()
+        found = content.get("manifests")
+        if not isinstance(found, list):
+            raise ValueError("no index")
+        known = found
+        if any(isinstance(one, dict) and one.get("digest") == referrer.digest for one in known):
+            return None
+    said = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [*known, referrer.content()]}
+    return _document(OCI_INDEX, said)
 
 
 def image(config: Descriptor, layers: tuple[Descriptor, ...]) -> Document:

@@ -34,6 +34,15 @@ class Counters(Value):
     """By name of the step, sorted."""
 
 
+class Process(Value):
+    """What nvidiad's own process holds."""
+
+    resident: int
+    """Bytes of memory."""
+    descriptors: int
+    threads: int
+
+
 def looked(counters: Counters) -> Counters:
     """One look more."""
     return replace(counters, looks=counters.looks + 1)
@@ -62,10 +71,11 @@ Sample = tuple["Mapping[str, object]", float]
 Family = tuple[str, str, str, "list[Sample]"]
 
 
-def exposition(document: Mapping[str, object], counters: Counters) -> str:
+def exposition(document: Mapping[str, object], counters: Counters, process: Process | None = None) -> str:
     """The whole page. A family without samples is left out: no value is not zero."""
     lines: list[str] = []
-    for name, kind, help_text, samples in (*_states(document), *_events(document, counters)):
+    families = (*_states(document), *_events(document, counters), *_itself(process))
+    for name, kind, help_text, samples in families:
         if not samples:
             continue
         lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
@@ -211,6 +221,16 @@ def _events(document: Mapping[str, object], counters: Counters) -> Iterator[Fami
         "Time spent in steps.",
         [({"step": name}, count.seconds) for name, count in steps],
     )
+
+
+def _itself(process: Process | None) -> Iterator[Family]:
+    """By the names that every exporter has for them."""
+    if process is None:
+        return
+    resident, help_text = float(process.resident), "Resident memory of nvidiad."
+    yield "process_resident_memory_bytes", "gauge", help_text, [({}, resident)]
+    yield "process_open_fds", "gauge", "Open file descriptors of nvidiad.", [({}, process.descriptors)]
+    yield "process_num_threads", "gauge", "Threads of nvidiad.", [({}, process.threads)]
 
 
 def _some(value: object) -> list[Sample]:

@@ -197,6 +197,9 @@ class DockerImages:
         from nvidiad.world.registry import Limits
         from nvidiad.world.repository import Repository
 
+        # It keeps whoever asks for as long as it sends: one thread of ours, not one more with every attempt.
+        if any(thread.name == "beside" for thread in threading.enumerate()):
+            return None
         asking = threading.Thread(target=ask, name="beside", daemon=True)
         asking.start()
         asking.join(_BESIDE_ALL)

@@ -81,7 +81,7 @@ class Repository:
         found: Answer | None = answer
         if answer.status in _NO_API:
             # Whoever puts a referrer there keeps an index of them under a tag then.
-            found = self._find("GET", f"/manifests/{digest.replace(':', '-')}", digest)
+            found = self._find("GET", f"/manifests/{distribution.referrers_tag(digest)}", digest)
         if found is None:
             return ()
         body = self._accepted(found, digest, writing=False).body
@@ -216,6 +216,35 @@ class Repository:
         layer = self.put_blob(data, media_type)
         made = distribution.artefact(media_type, layer, config, annotations or {})
         return self.put_manifest(made, tag)
+
+    def put_referrer(self, subject: Document, media_type: str, data: bytes) -> str:
+        """Lay data down as an artefact of this type that says something of `subject`; its digest.
+
+        A registry that lists no referrers (OCI distribution 1.1) gets an index of them under a tag.
+        """
+        config = self.put_blob(b"{}", distribution.EMPTY)
+        layer = self.put_blob(data, media_type)
+        of = Descriptor(subject.media_type, subject.digest, len(subject.body))
+        made = distribution.artefact(media_type, layer, config, {}, of)
+        kind = {"Content-Type": made.media_type}
+        answer = self._write("PUT", f"/manifests/{made.digest}", made.digest, kind, made.body)
+        self._same(_named(answer, made), made.digest, made.digest)
+        # So says a registry that lists referrers by itself.
+        if not answer.headers.get("oci-subject"):
+            self._list_referrer(subject.digest, made, media_type)
+        return made.digest
+
+    def _list_referrer(self, subject: str, made: Document, media_type: str) -> None:
+        tag = distribution.referrers_tag(subject)
+        listed = self.manifest(tag) if self.head(tag) is not None else None
+        referrer = Descriptor(made.media_type, made.digest, len(made.body), artefact_type=media_type)
+        try:
+            index = distribution.with_referrer(listed, referrer)
+        except ValueError:
+            detail = "what lies there is no index of referrers"
+            raise refusals.failure(Code.IMAGE_FOREIGN, self._told(tag), detail) from None
+        if index is not None:
+            self.put_manifest(index, tag)
 
     # -- requests ------------------------------------------------------------------------------------
 

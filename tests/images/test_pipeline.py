@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from nvidiad.image import app
 from nvidiad.image.nouns.model import Family, State
 from nvidiad.image.nouns.recipe import KERNEL_TAG, DriverWish, OsWish, Recipe
 from nvidiad.image.shop import Making, Shop
-from nvidiad.image.thought import matrix
+from nvidiad.image.thought import bom, matrix
 from nvidiad.image.verbs.publish import Wishes, publish
 from nvidiad.image.verbs.survey import survey
+from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns.entries import FileEntry
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.value import replace
+from nvidiad.thought import distribution
 from nvidiad.world.repository import Repository, read_list
 from tests.images import realdriver, smalldriver
 from tests.images.mirror import BZ2, Mirror, full_disk, small_disk
@@ -73,6 +79,22 @@ def publish_all(where: Shop, recipe: Path) -> Published:
     return app.publish_all(where, read, known, Wishes(), Making(), quiet)
 
 
+def check_bill(registry: Repository, digest: str, manifest: Path) -> None:
+    """What lies beside an image is a valid bill of what a host got of it."""
+    (listed,) = registry.manifest(distribution.referrers_tag(digest)).content()["manifests"]
+    (layer,) = distribution.layers_of(registry.manifest(listed["digest"]), bom.MEDIA_TYPE)
+    text = registry.blob(layer).decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    found = {one["bom-ref"]: one for one in json.loads(text)["components"]}
+    installed = manifests.parse(manifest.read_text())
+    wanted = {f"file:{e.path}": e.sha256 for e in installed.entries if isinstance(e, FileEntry)}
+    assert {
+        ref: one["hashes"][0]["content"] for ref, one in found.items() if ref.startswith("file:")
+    } == wanted
+    assert found["driver"]["version"] == DRIVER and found["compiler"]["version"] == installed.compiler
+    assert "io.nvidiad:id" in json.dumps(found["developer"]) and "io.nvidiad:id" in json.dumps(found["base"])
+
+
 # -- Flatcar, from a mirror on loopback ----------------------------------------------------------------
 
 
@@ -114,6 +136,7 @@ def test_a_release_of_a_mirror_becomes_a_proven_image_and_one_that_is_wrong_noth
     run = ("run", "--rm", "--privileged", "--network=none", "-v", f"{root}:/rootfs", pulled)
     assert f"installed: '/opt/nvidia/{DRIVER}/{VERSION}'" in workshop.docker(*run)
     workshop.engine.remove(pulled)
+    check_bill(registry, outcome.digest, root / f"opt/nvidia/{DRIVER}/{VERSION}/manifest.json")
     # Nothing new: nothing is done, and only asked.
     before = len(shelved.requests())
     begun = time.monotonic()

@@ -73,6 +73,8 @@ class Bench:
     unproven: set[str] = field(default_factory=set)
     done: list[str] = field(default_factory=list)
     salt: str = ""
+    described: bool = False
+    """Whether there are bills of materials."""
 
     def _do(self, what: str) -> None:
         self.done.append(what)
@@ -100,6 +102,9 @@ class Bench:
         config = self.registry.put_blob(json.dumps({"of": image + self.salt}).encode(), cosign.CONFIG)
         layer = self.registry.put_blob(f"layer of {image}".encode(), LAYER)
         return self.registry.put_manifest(distribution.image(config, (layer,)))
+
+    def bill(self, image: str) -> str:
+        return f'{{"of": "{image}"}}' if self.described else ""
 
     def discard(self, image: str) -> None:
         self._do(f"discard {image.removeprefix('local:')}")
@@ -496,6 +501,40 @@ def test_the_tag_comes_after_the_signature(bench: Bench, shelved: Shelf, tmp_pat
         "compatibility",
     ]
     assert puts[1].endswith(".sig")
+
+
+def test_the_bill_of_materials_comes_before_signature_and_tag(
+    bench: Bench, registry: Repository, shelved: Shelf, tmp_path: Path
+) -> None:
+    bench.described = True
+    found = run(bench, recipe(), signer=key(tmp_path))
+    digest = found.outcomes[0].digest
+    (listed,) = registry.manifest(distribution.referrers_tag(digest)).content()["manifests"]
+    assert listed["artifactType"] == "application/vnd.cyclonedx+json"
+    said = registry.manifest(listed["digest"]).content()
+    assert said["subject"]["digest"] == digest
+    assert b"4593.2.5" in registry.blob(said["layers"][0]["digest"])
+    puts = [
+        r.split("/manifests/")[1] for r in shelved.requests() if r.startswith("PUT") and "/manifests/" in r
+    ]
+    wanted = [digest, listed["digest"], digest.replace(":", "-"), cosign.tag(digest), "4593.2.5-535.309.01"]
+    assert puts[: len(wanted)] == wanted
+
+
+def test_an_image_whose_bill_is_refused_is_published_all_the_same(
+    bench: Bench, registry: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        raise failure(Code.REGISTRY_STALLED, "the bill was not taken", Transient)
+
+    bench.described = True
+    monkeypatch.setattr(registry, "put_referrer", refuse)
+    found = run(bench, recipe(), signer=key(tmp_path))
+    digest = found.outcomes[0].digest
+    assert registry.head("4593.2.5-535.309.01") == digest
+    assert digest in found.signed
+    assert [problem.sentence for problem in found.problems] == ["the bill was not taken"]
+    assert not found.complete
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,36 @@ def test_artefacts(repository: Repository) -> None:
     assert failure_of(lambda: repository.artefact("list", kind, limit=7)).code is Code.IMAGE_FOREIGN
 
 
+def test_referrers_are_listed_under_a_tag_where_the_registry_lists_none(repository: Repository) -> None:
+    """Debian's registry knows no referrers API: whoever looks for them reads that index."""
+    subject = put_image(repository, salt="referred to")
+    kinds = ("application/vnd.test.a+json", "application/vnd.test.b+json")
+    digests = [repository.put_referrer(subject, kind, kind.encode()) for kind in kinds]
+    tag = subject.digest.replace(":", "-")
+    listed = repository.manifest(tag)
+    assert listed.media_type == distribution.OCI_INDEX
+    found = listed.content()["manifests"]
+    assert [(one["digest"], one["artifactType"]) for one in found] == list(zip(digests, kinds, strict=True))
+    for one, kind in zip(found, kinds, strict=True):
+        document = repository.manifest(one["digest"])
+        assert len(document.body) == one["size"] and document.media_type == one["mediaType"]
+        said = document.content()
+        assert said["subject"]["digest"] == subject.digest and said["subject"]["size"] == len(subject.body)
+        assert said["artifactType"] == kind
+        assert repository.blob(said["layers"][0]["digest"]) == kind.encode()
+    # The same once more is no news.
+    assert repository.put_referrer(subject, kinds[0], kinds[0].encode()) == digests[0]
+    assert repository.head(tag) == listed.digest
+
+
+def test_a_tag_of_referrers_that_is_something_else_is_left_alone(repository: Repository) -> None:
+    subject = put_image(repository, salt="squatted")
+    squatter = put_image(repository, subject.digest.replace(":", "-"), salt="squatter")
+    refused = failure_of(lambda: repository.put_referrer(subject, "application/vnd.test+json", b"{}"))
+    assert refused.code is Code.IMAGE_FOREIGN
+    assert repository.head(subject.digest.replace(":", "-")) == squatter.digest
+
+
 def test_an_index_names_the_images_of_two_architectures(repository: Repository) -> None:
     made = [put_image(repository, salt=name) for name in ("amd64", "arm64")]
     entries = tuple(

@@ -164,6 +164,18 @@ def test_events_that_concern_the_driver(tmp_path: Path, udevd: Udevd) -> None:
 
 
 @needs_root
+def test_an_event_that_libudev_refuses_hides_no_other(tmp_path: Path, udevd: Udevd) -> None:
+    """pyudev has a ValueError for it, whoever sent it."""
+    monitor = Monitor(as_udev_runs(tmp_path))
+    place = "/devices/pci0000:00/0000:00:05.0"
+    udevd.send("pci", place, PCI_ID="10DE:20B5\0no property")
+    udevd.send("pci", place, PCI_ID="10DE:20B5", ACTION="remove")
+    assert ready(monitor)
+    assert monitor.drain() == ("an event came that cannot be read", "pci 0000:00:05.0 remove")
+    assert not ready(monitor, 0.05)
+
+
+@needs_root
 def test_other_subsystems_do_not_wake_the_daemon(tmp_path: Path, udevd: Udevd) -> None:
     monitor = Monitor(as_udev_runs(tmp_path))
     for number in range(50):

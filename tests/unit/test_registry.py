@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from nvidiad.nouns.errors import Failure
+from nvidiad.thought import distribution
+from nvidiad.thought.distribution import Document
 from nvidiad.thought.pull import parse_reference
 from nvidiad.world import images
 from nvidiad.world.images import DockerImages, Timeouts
@@ -34,7 +36,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.seen.append((self.path.partition("?")[0], self.headers.get("Authorization")))
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         type(self).act(self)
+
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def answer(self, status: int, body: bytes = b"{}", **headers: str) -> None:
         self.send_response_only(status)
@@ -122,4 +127,41 @@ def test_what_is_asked_beside_the_engine_takes_no_longer_than_it_may(
         assert adapter._beside(parse_reference(f"{registry}/nv:1"), DIGEST, None) is None
         assert 0.4 < time.monotonic() - began < 5
         assert seen
+        # Who still waits there is enough: with every attempt it would be one more.
+        began = time.monotonic()
+        assert adapter._beside(parse_reference(f"{registry}/nv:1"), DIGEST, None) is None
+        assert time.monotonic() - began < 0.4
+        assert len(beside()) == 1
         over.set()
+        for thread in beside():
+            thread.join(10)
+        assert beside() == []
+
+
+def beside() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "beside"]
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["lists referrers", "lists none"])
+def test_a_registry_that_lists_referrers_gets_no_tag_for_them(lists: bool) -> None:  # noqa: FBT001
+    """OCI distribution 1.1: it says so when it takes one."""
+    subject = Document(distribution.OCI_MANIFEST, b"{}")
+    kept: list[str] = []
+
+    def act(handler: Handler) -> None:
+        if handler.command == "HEAD":
+            there = "/blobs/" in handler.path
+            handler.send_response_only(200 if there else 404)
+            handler.end_headers()
+            return
+        assert handler.command == "PUT"
+        kept.append(handler.path.rpartition("/")[2])
+        said = {"OCI_Subject": subject.digest} if lists and ":" in kept[-1] else {}
+        handler.answer(201, b"", **said)
+
+    with (
+        serving(act) as (registry, _),
+        closing(Repository(f"{registry}/nv", limits=Limits(1, 2, tries=1))) as repository,
+    ):
+        digest = repository.put_referrer(subject, "application/vnd.test+json", b"{}")
+    assert kept == [digest, *([] if lists else [distribution.referrers_tag(subject.digest)])]

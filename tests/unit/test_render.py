@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import get_args
 
@@ -40,6 +42,7 @@ from nvidiad.nouns.upcoming import NextFacts, NextSystem, Stage, StageState, Ver
 from nvidiad.nouns.value import replace
 from nvidiad.thought import metrics, render, wire
 from nvidiad.thought.document import document
+from nvidiad.world import itself
 
 # The machines that run this are shared: a slow draw says nothing.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -420,7 +423,9 @@ def test_promtool_accepts_the_metrics(state: str) -> None:
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("needs promtool")
-    page = metrics.exposition(made(STATES[state], Progress("pull-image", "", 5, 10)), counted())
+    page = metrics.exposition(
+        made(STATES[state], Progress("pull-image", "", 5, 10)), counted(), itself.process()
+    )
     done = subprocess.run(
         [promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False, timeout=60
     )
@@ -429,9 +434,9 @@ def test_promtool_accepts_the_metrics(state: str) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_metrics_are_well_formed(state: str) -> None:
-    page = metrics.exposition(made(STATES[state]), counted())
+    page = metrics.exposition(made(STATES[state]), counted(), itself.process())
     sample = re.compile(
-        r'(nvidiad_[a-z_]+)(\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\})? (\S+)'
+        r'((?:nvidiad|process)_[a-z_]+)(\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\})? (\S+)'
     )
     described, seen = set(), set()
     for line in page.splitlines():
@@ -444,6 +449,30 @@ def test_metrics_are_well_formed(state: str) -> None:
         assert match[1] in described
         assert line.rpartition(" ")[0] not in seen
         seen.add(line.rpartition(" ")[0])
+
+
+def test_what_the_process_itself_holds() -> None:
+    before = itself.process()
+    assert before is not None
+    reader, writer = os.pipe()
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        after = itself.process()
+    finally:
+        ended.set()
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+    assert after is not None
+    assert (after.descriptors, after.threads) == (before.descriptors + 2, before.threads + 1)
+    assert 1 << 20 < after.resident < 1 << 34
+    page = metrics.exposition({}, metrics.Counters(), after)
+    assert f"process_open_fds {after.descriptors}\n" in page
+    assert f"process_num_threads {after.threads}\n" in page
+    assert f"process_resident_memory_bytes {after.resident}\n" in page
+    assert "process_" not in metrics.exposition({}, metrics.Counters())
 
 
 def test_labels_are_escaped() -> None:

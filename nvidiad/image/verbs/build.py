@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nvidiad.image.nouns import developer as developers
 from nvidiad.image.nouns.model import Family
+from nvidiad.image.thought import bom
 from nvidiad.image.verbs import assemble as assembling
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Permanent
@@ -71,6 +72,8 @@ class Built(Value):
     seconds: float
     absent: tuple[str, ...] = ()
     """What a driver usually has, and this package has not."""
+    bill: str = ""
+    """Its bill of materials."""
 
 
 class Engine(Protocol):
@@ -154,6 +157,8 @@ def build(
             certificate=options.certificate,
         )
         digest = pack(manifest, text, where, options, engine, workspace, tell)
+    base = engine.image_id(options.base) if engine.has(options.base) else ""
+    made = bom.Made(developer, engine.image_id(developer), options.base, base)
     return Built(
         reference=options.reference,
         build=manifest.build,
@@ -167,6 +172,7 @@ def build(
         compile_seconds=compile_seconds,
         seconds=clock() - begun,
         absent=layout.absent,
+        bill=bom.driver_image(options.reference, manifest, digest, driver, made),
     )
 
 

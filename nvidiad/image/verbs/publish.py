@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nvidiad.image.nouns.model import Architecture, Standing, State
 from nvidiad.image.nouns.publication import Outcome, Published
-from nvidiad.image.thought import matrix
+from nvidiad.image.thought import bom, matrix
 from nvidiad.image.verbs.survey import Survey, survey
 from nvidiad.nouns import compatibility
 from nvidiad.nouns.compatibility import Compatibility
@@ -45,6 +45,7 @@ class Registry(Protocol):
     def put_artefact(
         self, tag: str, media_type: str, data: bytes, annotations: Mapping[str, str] | None = ...
     ) -> str: ...
+    def put_referrer(self, subject: Document, media_type: str, data: bytes) -> str: ...
 
 
 class Workshop(Protocol):
@@ -64,6 +65,9 @@ class Workshop(Protocol):
 
     def push(self, image: str, tell: Tell) -> str:
         """Lay the image down in the registry under its digest, without a tag; the digest."""
+
+    def bill(self, image: str) -> str:
+        """The bill of materials of an image that was built here; empty where there is none."""
 
     def discard(self, image: str) -> None:
         """Remove an image that was built."""
@@ -101,8 +105,8 @@ def publish(
 ) -> Published:
     """Bring the registry to what the recipe wants.
 
-    A tag is the last thing that a registry gets of an image, after its content and its signature. `now`
-    gives the time as RFC 3339 has it. One cell that fails stops no other.
+    A tag is the last thing that a registry gets of an image, after its content, its bill of materials and
+    its signature. `now` gives the time as RFC 3339 has it. One cell that fails stops no other.
 
     Raises:
         Failure: where the registry cannot be read at all, or refuses every push; then nothing was built.
@@ -193,11 +197,19 @@ class _Run:
             if self._wishes.prove:
                 _accept(self._workshop.prove(exact, image, developer, self._tell), image)
             digest = self._workshop.push(image, self._tell)
+            document = self._registry.manifest(digest)
+            # An image is worth something without its bill, and is no trouble to those who pull it.
+            self._try(lambda: self._describe(document, self._workshop.bill(image)))
             self._sign(digest)
-            self._registry.put_manifest(self._registry.manifest(digest), self._places[cell])
+            self._registry.put_manifest(document, self._places[cell])
         finally:
             self._discard(image)
         return digest
+
+    def _describe(self, document: Document, bill: str) -> None:
+        if bill:
+            self._tell(Progress("describe-image", document.digest))
+            self._registry.put_referrer(document, bom.MEDIA_TYPE, bill.encode())
 
     def _developer(self, release: OsRelease) -> tuple[str, OsRelease]:
         """A release's developer image; one that cannot be had is not tried again for every driver."""

@@ -199,7 +199,9 @@ static int event(const char *action, const char *devpath, const char *subsystem,
   size += sprintf(message + size, "USEC_INITIALIZED=1") + 1;
   snprintf(path, sizeof path, "/sys%s/uevent", devpath);
   if (!strcmp(subsystem, "pci"))
-    for (char *line = strtok(slurp(path), "\n"); line; line = strtok(NULL, "\n")) size += sprintf(message + size, "%s", line) + 1;
+    for (char *line = strtok(slurp(path), "\n"); line; line = strtok(NULL, "\n"))
+      /* What `udevadm trigger` writes there at boot stays in a plain file, and is no property. */
+      if (strchr(line, '=')) size += sprintf(message + size, "%s", line) + 1;
   for (int i = 0; i < count; i++) {
     size += sprintf(message + size, "%s", extra[i]) + 1;
     if (!strncmp(extra[i], "DEVTYPE=", 8)) head.devtype = htonl(murmur2(extra[i] + 8));
