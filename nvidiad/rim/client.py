@@ -127,10 +127,15 @@ def _get(path: str, resource: str, timeout: float) -> tuple[int, bytes, bytes]:
         raise _unreachable(path, error) from error
     finally:
         connection.close()
+    return parse(path, bytes(answer))
 
-    head, separator, body = bytes(answer).partition(b"\r\n\r\n")
+
+def parse(path: str, answer: bytes) -> tuple[int, bytes, bytes]:
+    """The status code, the head and the body of a whole HTTP answer."""
+    head, separator, body = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
-    whole = separator and len(words) > 1 and words[1].isdigit() and _header(head, b"content-length")
+    is_code = len(words) > 1 and len(words[1]) == 3 and words[1].isdigit()
+    whole = separator and is_code and _header(head, b"content-length")
     if not whole or whole != b"%d" % len(body):
         raise _strange(path, "it closed the connection")
     return int(words[1]), head, body

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from typing import TYPE_CHECKING
 
@@ -59,5 +58,5 @@ def signatures(document: Document, signed: bytes) -> Iterator[bytes]:
         said = annotations.get(_ANNOTATION) if isinstance(annotations, dict) else None
         try:
             yield base64.b64decode(str(said), validate=True)
-        except binascii.Error:
+        except ValueError:  # not base64, or not even ASCII
             continue
