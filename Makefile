@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint bench install clean
+.PHONY: help demo test test-images lint fuzz bench install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test     set everything up and run every test'
 	@echo 'make test-images  only those of nvidiad-image: real builds, proofs, publishing'
 	@echo 'make lint     ruff and mypy'
+	@echo 'make fuzz     attack every parser for a while (SECONDS=$(SECONDS) each)'
 	@echo 'make bench    measure what docs/performance.md claims'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
@@ -45,6 +46,11 @@ test-images: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What is found is kept in tests/fuzz/corpus; SECONDS for each target.
+SECONDS ?= 60
+fuzz: $(VENV)/.ready
+	$(BIN)/python -m tests.fuzz.long $(SECONDS)
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench
