@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint bench soak lock audit sbom install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test     set everything up and run every test'
 	@echo 'make test-images  only those of nvidiad-image: real builds, proofs, publishing'
 	@echo 'make lint     ruff and mypy'
+	@echo 'make fuzz     attack every parser for a while (SECONDS=$(SECONDS) each)'
 	@echo 'make bench    measure what docs/performance.md claims'
 	@echo 'make soak     let one daemon look 5000 times, with faults, and see what it holds then'
 	@echo 'make lock     take newer versions of what is shipped into requirements/'
@@ -56,6 +57,11 @@ test-images: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What is found is kept in tests/fuzz/corpus; SECONDS for each target.
+SECONDS ?= 60
+fuzz: $(VENV)/.ready
+	$(BIN)/python -m tests.fuzz.long $(SECONDS)
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

@@ -18,6 +18,8 @@ SETUID = "bin/nvidia-modprobe"
 """The one program that NVIDIA's package installs with the set-user-ID bit."""
 
 MAX_ENTRIES = 100_000
+MAX_DEPTH = 32
+"""Directories around a file: each has a path, and those of a manifest of deep ones would fill any memory."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MODE = re.compile(r"0[0-7]{3}")
@@ -153,6 +155,8 @@ def _check_path(path: str, where: str) -> None:
     for component in path.split("/"):
         if component in ("", ".", "..") or len(component) > 255:
             refuse(f"path '{path}' of {where} has a component {component[:80]!r}")
+    if path.count("/") > MAX_DEPTH:
+        refuse(f"path '{path[:80]}' of {where} is deeper than {MAX_DEPTH} directories")
     if path.split("/")[0] == naming.MANIFEST:
         refuse(f"path '{path}' of {where} is the manifest's own")
 

@@ -93,15 +93,21 @@ class Code(StrEnum):
     INTERNAL = "internal"
 
 
+LONGEST = 4096
+"""Characters of a sentence."""
+
+
 class Failure(Exception):
     """Something that could not be done; `retry` says whether trying again without a person can help."""
 
     retry = False
 
     def __init__(self, code: Code, sentence: str, remedy: str = "") -> None:
-        super().__init__(sentence)
+        # Sentences quote what others wrote: journal, status and clients get no more than can be read.
+        short = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 1]}…"
+        super().__init__(short)
         self.code = code
-        self.sentence = sentence
+        self.sentence = short
         self.remedy = remedy
 
     def __str__(self) -> str:

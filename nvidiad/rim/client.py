@@ -19,6 +19,7 @@ TIMEOUT = 15.0
 _CHUNK = 65536
 # Nothing that the daemon says comes near; a stranger at the other end must not fill our memory.
 _LIMIT = 16 * 1024 * 1024
+_CLOSED = "it closed the connection, as it does where one user has too many"
 
 
 def fetch(path: str, resource: str, *, timeout: float = TIMEOUT) -> tuple[int, bytes]:
@@ -104,7 +105,7 @@ def _converse(
                 continue
             data = connection.recv(_CHUNK)
             if not data:
-                raise _strange(path, "it closed the connection")
+                raise _strange(path, _CLOSED)
             frames.feed(data)
     except OSError as error:
         raise _unreachable(path, error) from error
@@ -127,12 +128,17 @@ def _get(path: str, resource: str, timeout: float) -> tuple[int, bytes, bytes]:
         raise _unreachable(path, error) from error
     finally:
         connection.close()
+    return parse(path, bytes(answer))
 
-    head, separator, body = bytes(answer).partition(b"\r\n\r\n")
+
+def parse(path: str, answer: bytes) -> tuple[int, bytes, bytes]:
+    """The status code, the head and the body of a whole HTTP answer."""
+    head, separator, body = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
-    whole = separator and len(words) > 1 and words[1].isdigit() and _header(head, b"content-length")
+    is_code = len(words) > 1 and len(words[1]) == 3 and words[1].isdigit()
+    whole = separator and is_code and _header(head, b"content-length")
     if not whole or whole != b"%d" % len(body):
-        raise _strange(path, "it closed the connection")
+        raise _strange(path, _CLOSED if not answer else "it closed the connection in the middle of one")
     return int(words[1]), head, body
 
 
@@ -146,9 +152,14 @@ def _header(head: bytes, wanted: bytes) -> bytes:
 
 def _connect(path: str, timeout: float) -> _socket.socket:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    connection.settimeout(timeout)
     try:
+        # In a crowd it is the kernel that waits for a place in the queue: a socket with one of Python's time
+        # limits does not block, and is refused at once.
+        seconds, rest = divmod(int(timeout * 1_000_000), 1_000_000)
+        limit = seconds.to_bytes(8, "little") + rest.to_bytes(8, "little")
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
         connection.connect(path)
+        connection.settimeout(timeout)
     except OSError as error:
         connection.close()
         raise _unreachable(path, error) from error
@@ -165,7 +176,9 @@ def _unreachable(path: str, error: OSError) -> Failure:
             return Transient(Code.NOT_RUNNING, f"nvidiad is not running: nobody listens on '{path}'", start)
         case PermissionError():
             return Permanent(Code.NOT_AUTHORIZED, f"'{path}' may not be opened: {error.strerror}")
-        case TimeoutError():
+        case ConnectionResetError() | BrokenPipeError():
+            return _strange(path, _CLOSED)
+        case TimeoutError() | BlockingIOError():
             return Transient(Code.NOT_RUNNING, f"nvidiad does not answer on '{path}'", journal)
         case _:
             return Transient(Code.NOT_RUNNING, f"nvidiad does not answer on '{path}': {error}", journal)

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import stat
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Permanent
@@ -16,13 +16,14 @@ from nvidiad.rim.conversation import CHUNK, Conversation, Gone, Limits, group_id
 from nvidiad.thought import metrics, render, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from nvidiad.rim.conversation import Peer
     from nvidiad.verbs.ports import Log
 
 GROUP = "nvidiad"
+_AT_ONCE = 8
 INTERFACES = (wire.SERVICE, wire.INTERFACE)
 
 HELP = """nvidiad keeps the right NVIDIA driver on this host.
@@ -68,6 +69,8 @@ class Server:
         self._pause: asyncio.TimerHandle | None = None
         self._clients: dict[asyncio.Task[None], int] = {}
         """The connections with their uid."""
+        self._turns: dict[int, asyncio.Lock] = {}
+        """Of the users who are connected."""
         self._followers: set[asyncio.Event] = set()
 
     async def start(self, where: socket.socket | Path) -> None:
@@ -112,19 +115,21 @@ class Server:
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionError):
-            return
-        except OSError as error:
-            # Out of descriptors or memory: the connection stays in the queue, so do not spin on it.
-            self._log.warning("cannot accept a client, trying again in 1 s", error=str(error))
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(listener)
-            self._pause = loop.call_later(1, self._await_clients, listener)
-            return
-        connection.settimeout(0)
-        self._admit(connection)
+        # Several: in a crowd, who is refused costs next to nothing, and those behind wait for each of them.
+        for _ in range(_AT_ONCE):
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                # Out of descriptors or memory: the connection stays in the queue, so do not spin on it.
+                self._log.warning("cannot accept a client, trying again in 1 s", error=str(error))
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)
+                self._pause = loop.call_later(1, self._await_clients, listener)
+                return
+            connection.settimeout(0)
+            self._admit(connection)
 
     def _admit(self, connection: socket.socket) -> None:
         try:
@@ -144,9 +149,21 @@ class Server:
         task.add_done_callback(lambda done: self._forget(done, connection))
 
     def _forget(self, task: asyncio.Task[None], connection: socket.socket) -> None:
-        del self._clients[task]
+        uid = self._clients.pop(task)
+        if uid not in self._clients.values():
+            self._turns.pop(uid, None)
         # Mostly done already by the transport; not so where the task was cancelled before its first line.
         connection.close()
+
+    @asynccontextmanager
+    async def _turn(self, uid: int) -> AsyncIterator[None]:
+        """One answer of each user at a time, and then whatever else waits.
+
+        Requests that were sent at once would otherwise be answered at once, before anybody else is heard.
+        """
+        async with self._turns.setdefault(uid, asyncio.Lock()):
+            yield
+            await asyncio.sleep(0)
 
     async def _serve(self, connection: socket.socket, peer: Peer) -> None:
         """One connection from its first byte to its end, whatever comes."""
@@ -193,7 +210,8 @@ class Server:
     async def _http(self, client: Conversation, first: bytes) -> None:
         try:
             request = wire.parse_http(await client.head(first))
-            answer = self._page(request)
+            async with self._turn(client.peer.uid):
+                answer = self._page(request)
         except wire.HttpRefusal as refusal:
             answer = wire.response(refusal.status, f"{refusal.sentence}\n".encode())
         await client.send(answer)
@@ -233,7 +251,8 @@ class Server:
                         raise wire.Refusal(wire.Error.INVALID_MESSAGE, reason="nothing may follow 'more'")
                     await self._follow(client)
                     return
-                answer = await self._answer(request, client.peer)
+                async with self._turn(client.peer.uid):
+                    answer = await self._answer(request, client.peer)
                 if not request.oneway:
                     await client.send(answer)
         except wire.Refusal as refusal:
@@ -331,7 +350,8 @@ def listen(path: Path) -> socket.socket:
         listener.bind(str(path))
         # Before listen(): until then everyone is refused alike.
         path.chmod(0o666)
-        listener.listen(128)
+        # As systemd does it; the kernel has a limit of its own.
+        listener.listen(4096)
     except OSError as error:
         listener.close()
         raise Permanent(Code.INTERNAL, f"cannot listen on '{path}': {error.strerror}") from error

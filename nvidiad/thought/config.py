@@ -117,7 +117,8 @@ _WORD = r"""(?:[A-Za-z0-9_-]+|"[^"\\]*"|'[^']*')"""
 _DOTTED = rf"{_WORD}(?:[ \t]*\.[ \t]*{_WORD})*"
 _HEADER = re.compile(rf"[ \t]*\[\[?[ \t]*({_DOTTED})[ \t]*\]")
 _KEY = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
-_OPAQUE = re.compile(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*')
+# A quote that does not end on its line is no reason to begin again at each that follows it.
+_OPAQUE = re.compile(r'"(?:\\.|[^"\\])*+(?:"|$)|\'[^\']*+(?:\'|$)|#.*')
 
 
 def _dotted(text: str) -> str:

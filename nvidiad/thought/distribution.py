@@ -104,13 +104,16 @@ def path_of(repository: str, registry: str) -> str:
 # Who
 
 
-_PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
+# Each word is looked at once, and a quote that never ends is no reason to begin again: this header is
+# written by whoever stands between us and a registry.
+_PARAMETER = re.compile(r'(?<![A-Za-z])([A-Za-z]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)(?:"|$)|([^\s,]++))')
+_HEADER_AT_MOST = 8192
 
 
 def challenge(header: str) -> Challenge:
     """The challenge that can be answered: a token rather than a password (RFC 9110, 11.6.1)."""
     found: list[Challenge] = []
-    for part in re.split(r"(?:^|,)\s*(?=(?:[Bb]earer|[Bb]asic)\b)", header):
+    for part in re.split(r"(?:^|,)\s*(?=(?:[Bb]earer|[Bb]asic)\b)", header[:_HEADER_AT_MOST]):
         scheme, _, rest = part.strip().partition(" ")
         values = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(rest)}
         found.append(Challenge(scheme.lower(), values.get("realm", ""), values.get("service", "")))

@@ -33,6 +33,8 @@ _UNITS = {
     **dict.fromkeys(("M", "month", "months"), 2_629_800 * _SECOND),
     **dict.fromkeys(("y", "year", "years"), 31_557_600 * _SECOND),
 }
+_DIGITS = 19
+"""Those of 2**63; behind the point fewer mean a microsecond of a year."""
 _PART = re.compile(r"\+?([0-9]*)(?:\.([0-9]+))?([ \t]*)([A-Za-z\u00b5\u03bc]*)[ \t]*")
 
 
@@ -54,13 +56,18 @@ def span(text: str) -> float | None:
     while at < len(rest):
         part = _PART.match(rest, at)
         whole, fraction, space, unit = part.groups("") if part else ("", "", "", "")
-        if part is None or not whole + fraction or unit not in _UNITS or int(whole or "0") >= 2**63:
+        sound = part is not None and whole + fraction and unit in _UNITS
+        whole = whole.lstrip("0") or "0"
+        # Of thousands of digits Python makes no number.
+        if part is None or not sound or len(whole) > _DIGITS or int(whole) >= 2**63:
             return None
         at = part.end()
         if not space and not unit and at < len(rest):
             return None
-        total += int(whole or "0") * _UNITS[unit]
-        total += sum(int(digit) * (_UNITS[unit] // 10**place) for place, digit in enumerate(fraction, 1))
+        total += int(whole) * _UNITS[unit]
+        total += sum(
+            int(digit) * (_UNITS[unit] // 10**place) for place, digit in enumerate(fraction[:_DIGITS], 1)
+        )
     return total / _SECOND if rest and total < _NEVER else None
 
 

@@ -19,6 +19,8 @@ _NEW_MAGIC = b"glibc-ld.so.cache1.1"
 _ABI = 0xFF00
 _ABIS = {"x86_64": 0x0300, "aarch64": 0x0A00}
 # As NVIDIA names the real files of a driver, and nobody else does: libcuda.so.535.309.01.
+# PATH_MAX: strings share their ends, so a small cache could have endless ones.
+_LONGEST = 4096
 _VERSION = re.compile(r"\.so\.([0-9]{2,}(?:\.[0-9]+){1,2})")
 
 
@@ -49,7 +51,7 @@ def _entries(cache: bytes) -> Iterable[Entry]:
         # flags, key, value: the value is the path. glibc lets strings share their ends, so a path may
         # begin inside another one: only the offsets tell where.
         flags, _, value = struct.unpack_from("<III", cache, entries + index * size)
-        end = cache.find(b"\0", base + value)
+        end = cache.find(b"\0", base + value, base + value + _LONGEST)
         if base + value < len(cache) and end >= 0:
             yield flags, cache[base + value : end]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------------------
 # The operating system
 
-_ASSIGNMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)=(.*?)\s*")
+_ASSIGNMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 
 
 def _unquote(text: str) -> str | None:
@@ -60,7 +60,7 @@ def assignments(text: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for line in text.split("\n"):
         match = _ASSIGNMENT.fullmatch(line)
-        if match and (value := _unquote(match[2])) is not None:
+        if match and (value := _unquote(match[2].rstrip())) is not None:
             values[match[1]] = value
     return values
 
@@ -155,13 +155,13 @@ def mountinfo(text: str) -> tuple[Mount, ...]:
     reach: dict[str, int] = {}
 
     for node in nodes:
-        chain: list[_Node] = []
+        chain: dict[str, _Node] = {}
         here: _Node | None = node
-        while here is not None and here.number not in reach and here not in chain:
-            chain.append(here)
+        while here is not None and here.number not in reach and here.number not in chain:
+            chain[here.number] = here
             here = by_number.get(here.parent)
         depth = reach.get(here.number, 0) if here else 0
-        for link in reversed(chain):
+        for link in reversed(chain.values()):
             hidden = any((link.parent, above) in taken for above in _ancestors(link.mount.point))
             depth = -1 if depth < 0 or hidden else depth + 1
             reach[link.number] = depth
@@ -213,12 +213,12 @@ def lower_directories(mount: Mount) -> tuple[str, ...]:
 
 def modinfo(section: bytes) -> dict[str, tuple[str, ...]]:
     """The fields of a .modinfo section, in order; a field such as `firmware` occurs more than once."""
-    fields: dict[str, tuple[str, ...]] = {}
+    fields: dict[str, list[str]] = {}
     for entry in section.split(b"\0"):
         key, separator, value = entry.decode("utf-8", "replace").partition("=")
         if separator and key:
-            fields[key] = (*fields.get(key, ()), value)
-    return fields
+            fields.setdefault(key, []).append(value)
+    return {key: tuple(found) for key, found in fields.items()}
 
 
 _SECTIONS_MAXIMUM = 1 << 17

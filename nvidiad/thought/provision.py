@@ -193,7 +193,7 @@ def held(listed: Iterable[Any]) -> tuple[Held, ...]:
         Held(
             names(one.get("RepoTags"), digests=False),
             names(one.get("RepoDigests"), digests=True),
-            f"{LABEL}schema" in (one.get("Labels") or {}),
+            isinstance(labels := one.get("Labels"), dict) and f"{LABEL}schema" in labels,
         )
         for one in listed
         if isinstance(one, dict)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from typing import TYPE_CHECKING
@@ -70,7 +69,7 @@ def credentials(text: str, source: str, registry: str) -> dict[str, str] | None:
     """What a docker config.json holds for a registry, as the engine wants it; None if it holds nothing."""
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_file(source, f"it is not JSON ({error})") from None
     if not isinstance(document, dict) or not isinstance(document.get("auths", {}), dict):
         raise bad_file(source, 'expected an object with "auths"')
@@ -83,6 +82,10 @@ def credentials(text: str, source: str, registry: str) -> dict[str, str] | None:
             raise bad_file(source, f"it names a credential helper for '{registry}', and nvidiad runs none")
         return None
     fields = {key: value for key, value in entry.items() if isinstance(value, str)}
+    try:
+        "".join(fields.values()).encode()
+    except UnicodeEncodeError:  # JSON can say half a character, and nobody can be told it
+        raise bad_file(source, f"the entry for '{registry}' is not Unicode text") from None
     for token in ("identitytoken", "registrytoken"):
         if fields.get(token):
             return {token: fields[token], "serveraddress": registry}
@@ -97,7 +100,7 @@ def credentials(text: str, source: str, registry: str) -> dict[str, str] | None:
 def _decode(auth: str, source: str, registry: str) -> tuple[str, str]:
     try:
         user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, not UTF-8
         colon = ""
     if not colon:
         raise bad_file(source, f"auth of '{registry}' is not base64 of USER:PASSWORD")
@@ -139,6 +142,15 @@ class Layer(Value):
 
 
 Layers = dict[str, Layer]
+
+
+def event(line: bytes) -> dict[str, object] | None:
+    """What one line of the engine's stream tells; None for half a line: what comes after it says why."""
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def advance(layers: Layers, event: Mapping[str, object]) -> Layers:

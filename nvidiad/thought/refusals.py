@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _AGAIN = "nvidiad tries again by itself"
 _JOURNAL = f"look into the engine's journal: journalctl -u docker; {_AGAIN}"
 _LONGEST = 240
+_END = 2048
 _SPEAKER = "nvidiad install: "
 
 # ---------------------------------------------------------------------------------------------------
@@ -137,6 +138,7 @@ _STAYS = frozenset({Code.CONFIG_INVALID, Code.IMAGE_FOREIGN})
 def classify(status: int | None, text: str, reference: str) -> Failure:
     """The failure behind an engine's answer: its HTTP status (None in the event stream) and its words."""
     # A repository may be called anything, also "certificates": only the engine's own words count.
+    text = _ends(text)
     words = re.sub(r"https?://[^\s\"]+", "", text.replace(reference, ""))
     for name in _names(reference):
         words = words.replace(name, "")
@@ -156,6 +158,11 @@ def failure(code: Code, reference: str, detail: str = "") -> Failure:
     return kind(code, text, remedy.format(**names))
 
 
+def _ends(text: str) -> str:
+    """Its beginning and its end: an engine passes on a registry's words, which may be endless."""
+    return text if len(text) <= 2 * _END else f"{text[:_END]} {text[-_END:]}"
+
+
 def _names(reference: str) -> tuple[str, str]:
     """The repository and the registry of a reference; an ill-formed one has none."""
     try:
@@ -167,7 +174,7 @@ def _names(reference: str) -> tuple[str, str]:
 
 def shorten(text: str) -> str:
     """An engine's words without the wrapping that every layer of it adds."""
-    line = clean(text)
+    line = clean(_ends(text))
     line = re.sub(
         r'^failed to resolve reference "[^"]*": |unexpected status from \w+ request to \S+: ', "", line
     )
@@ -215,7 +222,7 @@ def exit_failure(status: int, lines: Sequence[str], reference: str) -> Failure:
     """The failure behind an installer's exit status and the last lines it printed."""
     unknown = (Code.IMAGE_FAILED, f"ended with status {status}", "look at its last words", True)
     code, what, remedy, retry = _EXITS.get(status, unknown)
-    words = "\n".join(lines)
+    words = _ends("\n".join(lines))
     if status == 73:
         found = (rule for rule in _CANNOT_WRITE if re.search(rule[0], words, re.IGNORECASE))
         _, code, remedy, retry = next(found, ("", code, remedy, retry))
@@ -229,6 +236,7 @@ def exit_failure(status: int, lines: Sequence[str], reference: str) -> Failure:
 
 def start_failure(text: str, reference: str) -> Failure:
     """The failure behind the engine's refusal to make or start the installer's container."""
+    text = _ends(text)
     for pattern, status in (
         (r"exec format error|exec: .*permission denied", 126),
         (r"no command specified|not found|no such file", 127),
@@ -249,7 +257,7 @@ NEWEST = (1, 45)
 
 
 def agree(version: Mapping[str, object]) -> str:
-    """The API version to speak with an engine that says what it can."""
+    """The API version to speak with an engine that says what it can; ValueError for what is no version."""
     newest, oldest = _parts(version.get("ApiVersion")), _parts(version.get("MinAPIVersion"))
     if newest < OLDEST:
         sentence = (

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
@@ -360,10 +359,8 @@ class Stream:
     def events(self) -> Iterator[dict[str, object]]:
         """The JSON objects of the answer, one a line."""
         for line in self._response.iter_lines():
-            with suppress(ValueError):  # half a line: what comes after it says why
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    yield event
+            if (event := pulling.event(line)) is not None:
+                yield event
 
     def lines(self) -> Iterator[str]:
         """What a container prints."""

@@ -132,14 +132,29 @@ def remove_tree(path: Path) -> None:
             path.unlink()
 
 
-def walk(path: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below a directory, by its relative path, with what it is itself: links are not followed."""
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+def walk(path: Path, enter: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below a directory, by its relative path, with what it is itself: links are not followed.
+
+    `enter` says of a directory, by its path, whether to look into it.
+    """
+    # No recursion, and nothing open meanwhile: directories may be deeper than Python and descriptors reach.
+    levels = [("", _listed(path))]
+    while levels:
+        prefix, entries = levels[-1]
+        for entry in entries:
             found = entry.stat(follow_symlinks=False)
-            yield prefix + entry.name, found
-            if stat.S_ISDIR(found.st_mode):
-                yield from walk(Path(entry.path), f"{prefix}{entry.name}/")
+            name = prefix + entry.name
+            yield name, found
+            if stat.S_ISDIR(found.st_mode) and enter(name):
+                levels.append((f"{name}/", _listed(entry.path)))
+                break
+        else:
+            levels.pop()
+
+
+def _listed(path: str | Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(path) as entries:
+        return iter(sorted(entries, key=lambda entry: entry.name))
 
 
 def text(path: Path) -> str:

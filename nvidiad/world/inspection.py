@@ -34,7 +34,10 @@ def shape_faults(root: Path, manifest: Manifest, *, modes: bool) -> Iterator[str
     entries = {entry.path: entry for entry in manifest.entries}
     directories = manifest.directories()
     seen: set[str] = {naming.MANIFEST}
-    for path, found in files.walk(root):
+    if modes and (wrong := _others(root.lstat())):
+        yield f"its directory {wrong}"
+    # Of a foreign directory only its own name is said.
+    for path, found in files.walk(root, directories.__contains__):
         entry = entries.get(path)
         seen.add(path)
         if entry is not None:
@@ -42,17 +45,25 @@ def shape_faults(root: Path, manifest: Manifest, *, modes: bool) -> Iterator[str
         elif path in directories:
             if not stat.S_ISDIR(found.st_mode):
                 yield f"'{path}' is not a directory"
-            elif modes and found.st_mode & 0o022:
-                yield f"directory '{path}' may be written by others"
+            elif modes and (wrong := _others(found)):
+                yield f"directory '{path}' {wrong}"
         elif path == naming.MANIFEST:
             if not stat.S_ISREG(found.st_mode):
                 yield f"'{path}' is not a file"
-        elif path.rpartition("/")[0] in directories | {""}:
-            # Of a foreign directory only its own name is said.
+            elif modes and (wrong := _others(found)):
+                yield f"'{path}' {wrong}"
+        else:
             yield f"{path!r} is not in the manifest"
     for path in entries:
         if path not in seen:
             yield f"'{path}' is missing"
+
+
+def _others(found: os.stat_result) -> str:
+    """What is wrong where somebody else may write: who can change a tree can change what the kernel runs."""
+    if found.st_uid not in (0, os.geteuid()):
+        return f"belongs to uid {found.st_uid}"
+    return "may be written by others" if found.st_mode & 0o022 else ""
 
 
 def _stat_faults(entry: Entry, found: os.stat_result, *, modes: bool) -> Iterator[str]:
@@ -65,6 +76,8 @@ def _stat_faults(entry: Entry, found: os.stat_result, *, modes: bool) -> Iterato
         yield f"'{entry.path}' has {found.st_size} bytes instead of {entry.size}"
     elif modes and stat.S_IMODE(found.st_mode) != entry.mode:
         yield f"'{entry.path}' has mode {stat.S_IMODE(found.st_mode):04o} instead of {entry.mode:04o}"
+    elif modes and (wrong := _others(found)):
+        yield f"'{entry.path}' {wrong}"
 
 
 def entry_faults(root: Path, entry: Entry, advanced: Callable[[int], None]) -> Iterator[str]:

@@ -30,7 +30,9 @@ _OURS_BELOW = {
     "nvidia-caps-imex-channels": re.compile(r"channel[0-9]+"),
 }
 _LINK = re.compile(r"[0-9]+:[0-9]+")
-_FIELD = re.compile(r"^([A-Za-z ]+?)[ \t]*:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_DIGITS = 10
+"""Those of a number of 32 bits."""
+_FIELD = re.compile(r"^([A-Za-z \t]+):(.*)$", re.MULTILINE)
 
 
 class Access(Value):
@@ -108,11 +110,11 @@ def minors(informations: Sequence[tuple[str, str]]) -> tuple[int, ...]:
 
 def access_of(text: str, default: Access) -> Access:
     """DeviceFileMode, UID and GID of /proc/driver/nvidia/params or of a capability; the mode is decimal."""
-    fields = dict(_FIELD.findall(text))
+    fields = {key.rstrip(" \t"): value.strip(" \t") for key, value in _FIELD.findall(text)}
 
     def number(key: str, otherwise: int) -> int:
         value = fields.get(key, "")
-        return int(value) if value.isascii() and value.isdigit() else otherwise
+        return int(value) if value.isascii() and value.isdigit() and len(value) <= _DIGITS else otherwise
 
     return Access(
         number("DeviceFileMode", default.mode) & 0o777,

@@ -285,19 +285,21 @@ def test_a_follower_that_says_more_is_let_go(served: Fixture) -> None:
 # Who may act
 
 
-def as_user(served: Fixture, code: str, *, user: int, groups: tuple[int, ...] = ()) -> str:
+def as_user(
+    served: Fixture, code: str, *, user: int, groups: tuple[int, ...] = (), imports: str = "_socket"
+) -> str:
     """Run client code as someone else; the package is read from where this process has it."""
     if os.getuid() != 0:
         pytest.skip("needs root to become someone else")
     # As root until Python and the client are loaded: nobody else may read root's interpreter and checkout.
     become = f"import os\nos.setgroups({list(groups)})\nos.setgid({user})\nos.setuid({user})"
-    load = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom nvidiad.rim import client"
+    load = f"import sys, {imports}\nsys.path.insert(0, {str(ROOT)!r})\nfrom nvidiad.rim import client"
     body = f"{load}\n{become}\n{code}"
     result = subprocess.run(
         [sys.executable, "-c", body, str(served.path)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
         cwd="/",
     )

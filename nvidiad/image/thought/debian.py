@@ -168,4 +168,5 @@ def toolchain(depends: str, kernel: str) -> tuple[str, ...]:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Order versions by their numbers: 6.12.107 comes after 6.12.99."""
-    return tuple(int(number) for number in re.findall(r"\d+", text))
+    # Of thousands of digits Python makes no number.
+    return tuple(int(number) for number in re.findall(r"[0-9]{1,18}", text))

@@ -33,6 +33,8 @@ _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_NULL = 1, 5, 10, 14, 0
 _SHT_SYMTAB, _SHT_NOBITS = 2, 8
 _GLOBAL, _WEAK = 1, 2
 _LARGEST, _FARTHEST = 1 << 28, 1 << 40
+# The kernel knows none of more than 512 (KSYM_NAME_LEN).
+_LONGEST_NAME = 1024
 # The linker's own, which the kernel passes over (kernel/module/main.c, simplify_symbols).
 _PASSED_OVER = frozenset({"_GLOBAL_OFFSET_TABLE_"})
 # include/linux/license.h: who may use what is exported to GPL modules only.
@@ -147,7 +149,7 @@ def kernel_module(read: Read, path: str) -> KernelModule:
 def _undefined(read: Read, sections: list[_Section]) -> Iterator[str]:
     """The names of what is not defined in the file and must be: a weak symbol may stay without a value."""
     table = next((section for section in sections if section.kind == _SHT_SYMTAB), None)
-    if table is None or table.link >= len(sections):
+    if table is None or table.link >= len(sections) or table.size % _SYMBOL.size:
         raise ValueError("not a kernel module: it has no symbols")
     strings = _exactly(read, sections[table.link].offset, sections[table.link].size)
     for name, info, _, section, _, _ in _SYMBOL.iter_unpack(_exactly(read, table.offset, table.size)):
@@ -182,7 +184,8 @@ def _exactly(read: Read, offset: int, size: int) -> bytes:
 
 
 def _text(strings: bytes, offset: int) -> str:
-    end = strings.find(b"\0", offset)
+    # Names may share their ends: without a limit, a small file has large ones without end.
+    end = strings.find(b"\0", offset, offset + _LONGEST_NAME + 1)
     if offset >= len(strings) or end < 0:
         raise ValueError("the ELF file has a name out of bounds")
     return strings[offset:end].decode("utf-8", "replace")

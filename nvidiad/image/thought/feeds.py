@@ -23,10 +23,13 @@ CHANNELS = ("stable", "beta", "alpha", LTS)
 # Flatcar's convention, which CoreOS began: the second number of a version tells the channel.
 _CHANNEL_NUMBERS = {"0": "alpha", "1": "beta", "2": "stable", "3": LTS}
 _LTS_CHANNEL = re.compile(r"lts-(\d{4})")
-_YEAR = re.compile(r"\d{4}")
+_MAJOR, _YEAR = re.compile(r"[0-9]{1,9}"), re.compile(r"[0-9]{4}")
 _CURRENT_KEY = re.compile(r"current(-\d{4})?")
-_KERNEL_PACKAGE = re.compile(r"sys-kernel/coreos-kernel-(\d+(?:\.\d+)+)(?:-r\d+)?(?=::|\s|$)", re.MULTILINE)
-_KERNEL = re.compile(r"\d+(\.\d+)+")
+_KERNEL_PACKAGE = re.compile(
+    r"sys-kernel/coreos-kernel-([0-9]{1,9}(?:\.[0-9]{1,9}){1,5})(?:-r\d+)?(?=::|\s|$)", re.MULTILINE
+)
+_KERNEL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,5}")
+_RELEASE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _BZ2 = "developer_container.bin.bz2"
 
@@ -213,7 +216,7 @@ def lts_info(text: str, url: str) -> tuple[LongTerm, ...]:
     series = []
     for line in filter(None, map(str.strip, text.splitlines())):
         words = line.split(":")
-        if len(words) != 3 or not words[0].isdigit() or not _YEAR.fullmatch(words[1]):
+        if len(words) != 3 or not _MAJOR.fullmatch(words[0]) or not _YEAR.fullmatch(words[1]):
             raise invalid(url, f"has the line '{line[:80]}', which is not MAJOR:YEAR:supported")
         series.append(LongTerm(words[0], words[1], words[2] == "supported"))
     return tuple(sorted(series, key=lambda one: one.year, reverse=True))
@@ -232,7 +235,9 @@ def listing(text: str, url: str) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise invalid(url, "has an object without a Name")
     versions = [name.rstrip("/") for name in names]
-    return newest_first(version for version in versions if re.fullmatch(r"\d+\.\d+\.\d+\S*", version))
+    return newest_first(
+        version for version in versions if _RELEASE.match(version) and naming.is_version(version)
+    )
 
 
 def feed(text: str, url: str) -> tuple[Entry, ...]:

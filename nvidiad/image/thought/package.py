@@ -180,7 +180,11 @@ def supported(text: str, flavour: Flavour) -> tuple[str, ...]:
     try:
         chips = json.loads(text)["chips"]
         rows = [(int(chip["devid"], 16), "legacybranch" in chip, chip.get("features", ())) for chip in chips]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(
+            0 <= device <= 0xFFFF and isinstance(features, list | tuple) for device, _, features in rows
+        ):
+            raise ValueError("a chip has no device id, or no list of features")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Permanent(
             Code.SOURCE_INVALID, f"'supported-gpus.json' cannot be read: {error}", "Fetch the package again."
         ) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
 _CHUNK = 1 << 20
+_DEEPEST, _LONGEST = 64, 255
+_MOST = 64 << 30
+"""Bytes of all files: no driver and no CUDA has as many."""
+# Of an archive that is at odds with itself: a file below a file, a directory in its place, a circle.
+_AT_ODDS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT)
 
 
 def unpack(
@@ -47,31 +53,55 @@ def unpack(
                 if name is None or name in ("", "."):
                     continue
                 written += _place(archive, member, dest, name, what, code)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+                if written > _MOST:
+                    raise _refused(what, name, "and with it more bytes than anything needs", code)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise Permanent(code, f"'{what}' is not a whole tar archive: {error}", "Fetch it again.") from None
     return written
+
+
+def _refused(what: str, name: str, why: str, code: Code) -> Permanent:
+    return Permanent(code, f"'{what}' holds {name[:80]!r}, {why}", "Do not use this file.")
 
 
 def _place(
     archive: tarfile.TarFile, member: tarfile.TarInfo, dest: Path, name: str, what: str, code: Code
 ) -> int:
     parts = name.rstrip("/").split("/")
+    if len(parts) > _DEEPEST or any(len(os.fsencode(part)) > _LONGEST for part in parts):
+        raise _refused(what, name, "whose name is too long", code)
+    if member.sparse is not None:
+        # A few bytes of it can be more than a disk holds.
+        raise _refused(what, name, "which is a sparse file", code)
+    try:
+        return _laid(archive, member, dest, name, what, code)
+    except OSError as error:
+        if error.errno not in _AT_ODDS:
+            raise
+        raise _refused(what, name, f"which has no place in it: {error.strerror}", code) from None
+
+
+def _laid(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, dest: Path, name: str, what: str, code: Code
+) -> int:
+    parts = name.rstrip("/").split("/")
     path = dest.joinpath(*parts)
     if ".." in parts or not _inside(path.parent, dest):
-        raise Permanent(code, f"'{what}' holds '{name}', which lies outside of it", "Do not use this file.")
+        raise _refused(what, name, "which lies outside of it", code)
     if member.isdir():
         path.mkdir(parents=True, exist_ok=True)
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
     if member.issym():
-        if not member.linkname.startswith("/") and _inside(path.parent / member.linkname, dest):
+        target = member.linkname
+        if target and not target.startswith("/") and _inside(path.parent / target, dest):
             path.unlink(missing_ok=True)
-            path.symlink_to(member.linkname)
+            path.symlink_to(target)
         return 0
     if member.islnk():
         # In an archive a hard link names a member that came before it.
         source = dest / member.linkname.removeprefix("./")
-        if _inside(source, dest) and source.is_file():
+        if _inside(source, dest) and source.is_file() and not (path.exists() and path.samefile(source)):
             path.unlink(missing_ok=True)
             shutil.copy2(source, path)
         return 0
