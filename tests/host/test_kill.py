@@ -147,35 +147,12 @@ class Victim:
             road.assert_never_early(self.host)
 
 
-def strip(host: Host, *, trees: bool) -> None:
-    """Back to where the road begins; with `trees`, to where activation begins."""
-    units = "nvidiad.service nvidiad.socket kubelet.service nvidia-persistenced.service nvidia.service"
-    host.run(
-        f"""
-        rm -f /run/kill-*
-        systemctl stop {units}; systemctl reset-failed
-        /opt/nvidiad/bin/nvidiad deactivate 2>/dev/null
-        docker ps -aq | xargs -r docker rm -f
-        rm -rf /run/witness /run/nvidiad/activation.json /var/lib/nvidiad/*
-        rm -f /opt/nvidia/current /opt/nvidia/.current*
-        """
-    )
-    if not trees:
-        host.run(
-            """
-            docker images -q | xargs -r docker rmi -f
-            rm -rf /opt/nvidia /etc/systemd/system/kubelet.service.d/*10-nvidia.conf*
-            systemctl daemon-reload
-            """
-        )
-
-
 def prepare(host: Host, config: str, *, bulk: int = 0) -> Victim:
     """A host on which nvidiad can be killed at a step."""
     road.install(host, config)
     road.killable(host)
     road.publish(host, bulk=bulk)
-    strip(host, trees=False)
+    road.rewind(host, trees=False)
     host.systemctl("start", "nvidiad.socket", "nvidiad.service")
     road.wait_ready(host)
     host.wait(lambda: road.end_state(host) == road.end_state(host), "nothing moves any more")
@@ -206,7 +183,7 @@ def large() -> Iterator[Victim]:
 
 @pytest.mark.parametrize("kill", DAEMON, ids=str)
 def test_the_daemon_is_killed_on_the_road_from_nothing(victim: Victim, kill: Kill) -> None:
-    strip(victim.host, trees=False)
+    road.rewind(victim.host, trees=False)
     victim.arm(kill)
     victim.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()
@@ -216,7 +193,7 @@ def test_the_daemon_is_killed_on_the_road_from_nothing(victim: Victim, kill: Kil
 
 @pytest.mark.parametrize("kill", ACTIVATION, ids=str)
 def test_activation_is_killed(victim: Victim, kill: Kill) -> None:
-    strip(victim.host, trees=True)
+    road.rewind(victim.host, trees=True)
     victim.arm(kill)
     victim.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()
@@ -249,7 +226,7 @@ def test_the_overlay_is_mounted_and_taken_off_all_the_same(layered: Victim, kill
     if kill.verb == "deactivate":
         stop_and_kill(layered, kill)
     else:
-        strip(layered.host, trees=True)
+        road.rewind(layered.host, trees=True)
         layered.arm(kill)
         layered.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
         layered.wait_hit()
@@ -277,7 +254,7 @@ until [ $SECONDS -gt $end ]; do for p in /opt/nvidia/*/.*.partial; do [ ! -e "$p
 @pytest.mark.parametrize("both", [False, True], ids=["alone", "with nvidiad"])
 def test_the_installers_container_is_killed(large: Victim, both: bool) -> None:  # noqa: FBT001
     host = large.host
-    strip(host, trees=False)
+    road.rewind(host, trees=False)
     host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     nvidiad = "systemctl kill --signal=KILL nvidiad.service" if both else "true"
     killed = host.run(f"{_AT_WORK} {nvidiad}; docker ps -q | xargs docker kill", check=True)
@@ -288,7 +265,7 @@ def test_the_installers_container_is_killed(large: Victim, both: bool) -> None: 
 @pytest.mark.parametrize("kill", POWER, ids=str)
 def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     host = victim.host
-    strip(host, trees=kill.verb == "activate")
+    road.rewind(host, trees=kill.verb == "activate")
     victim.arm(kill, power=True)
     host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()

@@ -7,13 +7,15 @@ import configparser
 import shutil
 import subprocess
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.world.units import DROP_IN, GATE, SystemdUnits, unit_path
-from nvidiad.verbs.ports import Bus
+
+if TYPE_CHECKING:
+    from nvidiad.verbs.ports import Bus
 
 UNITS = Path(__file__).parents[2] / "units/systemd/system"
 OURS = ("nvidiad.service", "nvidia.service")
