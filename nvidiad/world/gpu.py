@@ -87,10 +87,10 @@ class Monitor:
         for _ in range(EVENTS_AT_MOST):
             try:
                 device = self._monitor.poll(0)
-            except OSError:
+            except (OSError, ValueError, OverflowError):
                 # The kernel had no room for all of them. pyudev does not read the socket while it is in
                 # error, and it stays in error until somebody asks for the error: without this the
-                # loop would find it ready for ever.
+                # loop would find it ready for ever. The other two are what libudev cannot understand.
                 self._clear_error()
                 if LOST not in found:
                     found.append(LOST)

@@ -196,6 +196,18 @@ def test_overflow_is_said_and_survived(
 
 
 @needs_root
+def test_an_event_that_cannot_be_understood_is_one_that_was_lost(tmp_path: Path, udevd: Udevd) -> None:
+    monitor = Monitor(as_udev_runs(tmp_path))
+    udevd.send("module", "/module/nvidia")
+    # To pyudev that is an invalid argument, and no error of the operating system.
+    udevd.send("pci", "/devices/pci0000:00/0000:00:05.0", ACTION="nonsense")
+    udevd.send("module", "/module/nvidia_uvm")
+    assert ready(monitor)
+    assert monitor.drain() == ("module nvidia add", LOST, "module nvidia_uvm add")
+    assert not ready(monitor, 0.05)
+
+
+@needs_root
 def test_a_storm_is_taken_in_parts(tmp_path: Path, udevd: Udevd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "EVENTS_AT_MOST", 3)
     monitor = Monitor(as_udev_runs(tmp_path))
