@@ -431,10 +431,10 @@ BY_PARTY = (
     _row(
         "systemd",
         "nvidia-persistenced.service fails",
-        Code.UNIT_FAILED,
+        None,
         STAYS,
-        TRY,
-        _host("party_faults", "a_persistence_daemon_that_fails_is_told_and_tried_again"),
+        "systemd starts it again",
+        _host("party_faults", "a_persistence_daemon_that_fails_keeps_nobody_from_the_gpu"),
     ),
     _row(
         "systemd",
@@ -531,11 +531,18 @@ BY_PARTY = (
     ),
     _row(
         "system extensions",
-        "a refresh over our overlay",
-        None,
+        'merged over our overlay (`install.exposure = "overlay"`)',
+        Code.EXPOSURE_FAILED,
         STAYS,
         EVENT,
         _host("party_faults", "a_refresh_of_system_extensions_over_our_overlay"),
+    ),
+    _row(
+        "system extensions",
+        "take our overlay away",
+        None,
+        STAYS,
+        EVENT,
         _host("road", "an_overlay_taken_away_under_us_is_put_back_without_help"),
     ),
     _row(

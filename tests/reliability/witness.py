@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.beds.common import BedError
 from tests.host import road
 from tests.host.bed import Host
+from tests.host.machine import CommandError
 from tests.record import note
 from tests.reliability import faults
 
@@ -19,12 +21,8 @@ def note_case(item: pytest.Item, report: pytest.TestReport) -> None:
     rows = faults.proved(item.nodeid)
     if not rows:
         return
-    found: dict[str, int] = {}
-    if report.passed and (host := _host(item)) is not None:
-        seen = road.survey(host)
-        # A driver in the kernel whose tree is not complete on disk has lost it.
-        lost = host.modules() and seen["current"] not in seen["trees"]
-        found = {"trees": len(seen["trees"]), "half": len(seen["half"]), "lost": int(bool(lost))}
+    host = _host(item) if report.passed else None
+    found = _look(host) if host else {}
     for row in rows:
         note(
             "faults",
@@ -35,6 +33,17 @@ def note_case(item: pytest.Item, report: pytest.TestReport) -> None:
             seconds=round(report.duration, 1),
             **found,
         )
+
+
+def _look(host: Host) -> dict[str, int]:
+    """The trees on disk, verified; nothing where the test has left no host that could be asked."""
+    try:
+        seen, loaded = road.survey(host), host.modules()
+    except (BedError, CommandError, OSError):
+        return {}
+    # A driver in the kernel whose tree is not complete on disk has lost it.
+    lost = bool(loaded) and seen["current"] not in seen["trees"]
+    return {"trees": len(seen["trees"]), "half": len(seen["half"]), "lost": int(lost)}
 
 
 def _host(item: pytest.Item) -> Host | None:
