@@ -92,9 +92,22 @@ POWER = (
     Kill("activate", "select-tree", "change 2"),
     Kill("activate", "configure-linker", "change 2"),
     Kill("activate", "refresh-linker-cache", 0.002),
+    Kill("activate", "set-firmware-path", "change 1"),
+    Kill("activate", "load-host-modules", "after"),
     Kill("activate", "load-module", "after", 2),
     Kill("activate", "make-nodes", "change 4"),
     Kill("activate", "check-driver", "after"),
+)
+POWER_IN_FORCE = (
+    Kill("run", "reload-unit", "before"),
+    Kill("deactivate", "unload-module", "before", 2),
+    Kill("deactivate", "remove-nodes", "after"),
+)
+POWER_OVERLAY = (Kill("activate", "mount-overlay", "after"), Kill("deactivate", "unmount-overlay", "before"))
+POWER_AHEAD = (
+    *(Kill("run", step, "change 1") for step in ("raise-delay", "remove-tree")),
+    *(Kill("run", step, "after") for step in ("hold-reboot", "release-reboot", "renew-tree", "stop-unit")),
+    Kill("run", "reboot-host", "before"),
 )
 
 
@@ -103,7 +116,8 @@ def test_the_tables_have_every_step_there_is() -> None:
 
     ahead = (*AHEAD, *RENEWAL, *REMOVAL, *DRAIN, *REBOOT)
     killed = {kill.step for kill in (*DAEMON, *ACTIVATION, *DEACTIVATION, *RELOAD, *OVERLAY, *ahead)}
-    assert killed == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
+    cut = {kill.step for kill in (*POWER, *POWER_IN_FORCE, *POWER_OVERLAY, *POWER_AHEAD)}
+    assert killed == cut == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
 
 
 # -- the victim ------------------------------------------------------------------------------------
@@ -234,14 +248,18 @@ def test_the_overlay_is_mounted_and_taken_off_all_the_same(layered: Victim, kill
 
 
 def stop_and_kill(victim: Victim, kill: Kill) -> None:
+    stop_and_wait_for_the_hit(victim, kill, power=False)
+    victim.wait_whole()
+
+
+def stop_and_wait_for_the_hit(victim: Victim, kill: Kill, *, power: bool) -> None:
     host = victim.host
     host.systemctl("start", "nvidiad.socket", "nvidiad.service")
     road.wait_ready(host)
     host.run("rm -f /run/kill-*", check=True)
-    victim.arm(kill)
+    victim.arm(kill, power=power)
     host.systemctl("stop", "--no-block", "nvidia.service")
     victim.wait_hit()
-    victim.wait_whole()
 
 
 # As soon as the installer has begun to lay the tree down; `ls` would take longer than a small tree does.
@@ -273,6 +291,36 @@ def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     # A gate that was not yet written cannot hold anything at the next boot.
     victim.wait_whole(gated=kill.step != "write-gates")
     assert len(road.wait_witnessed(host, 1)) == 1
+
+
+@pytest.mark.parametrize("kill", POWER_IN_FORCE, ids=str)
+def test_the_power_is_cut_where_the_driver_is_in_force(victim: Victim, kill: Kill) -> None:
+    if kill.verb == "deactivate":
+        stop_and_wait_for_the_hit(victim, kill, power=True)
+    else:
+        host = victim.host
+        host.systemctl("start", "nvidiad.socket")
+        host.systemctl("restart", "nvidiad.service")
+        road.wait_ready(host)
+        host.run("rm -f /run/kill-* && rm /dev/nvidia0", check=True)
+        victim.arm(kill, power=True)
+        host.nvidiad("reconcile")
+        victim.wait_hit()
+    victim.host.power_cut()
+    victim.wait_whole()
+
+
+@pytest.mark.parametrize("kill", POWER_OVERLAY, ids=str)
+def test_the_power_is_cut_at_the_overlay(layered: Victim, kill: Kill) -> None:
+    if kill.verb == "deactivate":
+        stop_and_wait_for_the_hit(layered, kill, power=True)
+    else:
+        road.rewind(layered.host, trees=True)
+        layered.arm(kill, power=True)
+        layered.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+        layered.wait_hit()
+    layered.host.power_cut()
+    layered.wait_whole()
 
 
 # -- what comes next -------------------------------------------------------------------------------
@@ -397,3 +445,50 @@ def test_the_daemon_is_killed_while_it_reboots_the_host(ahead: Ahead, kill: Kill
     host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
     host.wait_up(after=before)
     road.wait_ready(host)
+
+
+@pytest.mark.parametrize("kill", POWER_AHEAD, ids=str)
+def test_the_power_is_cut_while_it_looks_ahead(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin(automatic=kill.step == "reboot-host")
+    lead_to(ahead, kill)
+    ahead.victim.wait_hit()
+    host.power_cut()
+    road.wait_ready(host)
+    host.wait(lambda: host.run("find /opt/nvidia -name '*.partial'").out == "", "nothing half done is left")
+    road.assert_nothing_half(host)
+
+
+def lead_to(ahead: Ahead, kill: Kill) -> None:
+    """What makes nvidiad come to a step, at which its power will be cut."""
+    host = ahead.victim.host
+
+    def arm() -> None:
+        ahead.victim.arm(kill, power=True)
+
+    match kill.step:
+        case "remove-tree":
+            road.put_tree(host, "1000.0.0", "5.0.0")
+            arm()
+            road.configure(host, road.configuration(stage=_STAGE, retention={"trees": 1}))
+        case "stop-unit":
+            road.publish(host, driver=road.OTHER_DRIVER)
+            host.kmod_busy("nvidia")
+            arm()
+            changed = road.configuration(driver=road.OTHER_DRIVER, stage=_STAGE)
+            road.configure(host, changed.replace("[driver]\n", '[driver]\nchange = "drain"\n'))
+        case "renew-tree":
+            road.publish(host, road.NEXT[0], "6.6.1-other")
+            host.update_engine("UPDATE_AVAILABLE", road.NEXT[0])
+            ahead.wait_stage("staged")
+            road.publish(host, *road.NEXT)
+            arm()
+            host.write(_NEXT, f"VERSION_ID={road.NEXT[0]}\nKERNEL={road.NEXT[1]}\n")
+            host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
+        case "reboot-host":
+            arm()
+            host.write(_NEXT, f"VERSION_ID={road.NEXT[0]}\nKERNEL={road.NEXT[1]}\n")
+            host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
+        case _:
+            arm()
+            host.update_engine("UPDATE_AVAILABLE", road.NEXT[0])

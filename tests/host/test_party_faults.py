@@ -440,7 +440,7 @@ def test_a_file_that_is_deleted_of_a_tree_in_force_is_told_by_check(ready: Host,
 
 
 def test_a_refresh_of_system_extensions_over_our_overlay(staged: Host) -> None:
-    """The kernel stacks no more overlays on that of the extensions: told until they go, with all else in force."""
+    """The kernel stacks no overlay on that of extensions: told until they go, with all else in force."""
     host, extension = staged, "/var/lib/extensions/tools/usr"
     # What the bed has on /usr, an overlay on it hides.
     host.run("rm /etc/os-release && cp /run/bed/os-release /etc/os-release", check=True)
@@ -454,9 +454,8 @@ def test_a_refresh_of_system_extensions_over_our_overlay(staged: Host) -> None:
         wait_code(host, "exposure-failed")
         assert untouched(host) == before
     finally:
-        host.run(
-            "systemd-sysext unmerge; rm -rf /var/lib/extensions; ln -sf ../usr/lib/os-release /etc/os-release"
-        )
+        host.run("systemd-sysext unmerge; rm -rf /var/lib/extensions")
+        host.run("ln -sf ../usr/lib/os-release /etc/os-release", check=True)
     assert_healed(host)
     assert untouched(host) == before
     assert host.exists("/usr/lib64/libcuda.so.1")

@@ -101,7 +101,8 @@ def _cut(step: str) -> Row:
     every = Proof(
         "tests/vm/test_step_power.py", "test_the_power_is_cut_in_the_middle_of_a_step", rf"^{step}$"
     )
-    proofs = (every, _host("kill", "the_power_is_cut", rf"_{step}(_|$)"))
+    bed = ("", "_where_the_driver_is_in_force", "_at_the_overlay", "_while_it_looks_ahead")
+    proofs = (every, *(_host("kill", f"the_power_is_cut{where}", rf"_{step}(_|$)") for where in bed))
     return Row(step, POWER, (), KUBELET, BOOT, proofs)
 
 
