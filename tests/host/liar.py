@@ -154,9 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
         # Always with its body: a changed one has another length.
         line = http.client.HTTPConnection("127.0.0.1", REGISTRY, timeout=30)
         try:
-            passed = {
-                name: value for name, value in self.headers.items() if name.lower() in ("accept", "range")
-            }
+            # An engine has a line for each kind of manifest that it takes.
+            kinds = {name: ", ".join(self.headers.get_all(name, [])) for name in ("Accept", "Range")}
+            passed = {name: value for name, value in kinds.items() if value}
             line.request("GET", self.path, headers=passed)
             got = line.getresponse()
             return Answer(self.path, got.status, dict(got.getheaders()), got.read())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -116,7 +115,7 @@ def _steps(cases: dict[str, list[Record]]) -> str:
         count = len(cases[row.id])
         if fault in (faults.KILL, faults.POWER):
             return f"{count}"
-        return ", ".join(f"`{code}`" for code in row.codes) or "told as a warning, or not at all"
+        return ", ".join(f"`{code}`" for code in row.codes) or "no problem"
 
     lines = [
         (f"`{step}`", *(cell(step, fault) for fault in faults.FAULTS), rows[step, faults.KILL].held)
@@ -147,7 +146,7 @@ def _parties(cases: dict[str, list[Record]]) -> str:
 
 def _party(row: Row, cases: Sequence[Record]) -> tuple[str, ...]:
     codes = ", ".join(f"`{code}`" for code in row.codes) or "no problem"
-    tests = sorted({re.sub(r"\[.*", "", case["test"]) for case in cases})
+    tests = sorted({_file(case) for case in cases})
     return row.fault, codes, row.held, row.heals, f"{len(cases)}", ", ".join(f"`{test}`" for test in tests)
 
 
