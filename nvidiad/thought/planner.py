@@ -244,8 +244,12 @@ def _with_retention(plan: Plan, facts: HostFacts, settings: Settings, memory: Me
     if plan.steps or phase is not Phase.READY:
         return plan
     gone = tuple(RemoveTree(tree.path) for tree in retention.surplus(facts, settings, memory))
-    due = tuple(step for step in gone if _wait(step, facts, settings, memory, now) <= 0)
-    return replace(plan, reason="more trees are on disk than are to be kept", steps=due) if due else plan
+    waits = {step: _wait(step, facts, settings, memory, now) for step in gone}
+    if due := tuple(step for step, seconds in waits.items() if seconds <= 0):
+        return replace(plan, reason="more trees are on disk than are to be kept", steps=due)
+    return replace(
+        plan, wait=min((*waits.values(), *([] if plan.wait is None else [plan.wait])), default=None)
+    )
 
 
 def _with_cuda(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:

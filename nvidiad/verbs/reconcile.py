@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _ROUNDS = 10
 
 
+# Failures that keep nobody from the GPU: a gate that is not written, a tree that is not removed, logind's.
+_BESIDE = ("gates", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
 # Failures that a driver in force does not end.
 _LASTING = ("start ", "stop ", "gates", "again ", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
 
@@ -80,7 +82,7 @@ class Reconciler:
             facts = observe(ports, settings, memory)
             memory = self._write(memory, planner.notice(memory, facts, settings))
             plan = planner.decide(facts, settings, memory, self._now())
-            status = self._assess(facts, settings, plan)
+            status = self._assess(facts, settings, plan, memory)
             self._publish(status)
             self._tell(plan, status)
             memory = self._learn(memory, status)
@@ -93,12 +95,12 @@ class Reconciler:
         self._log.warning("the plan does not come to an end, looking again later", rounds=_ROUNDS)
         return status
 
-    def _assess(self, facts: HostFacts, settings: Settings, plan: Plan) -> Status:
+    def _assess(self, facts: HostFacts, settings: Settings, plan: Plan, memory: Memory) -> Status:
         status = replace(planner.assess(facts, settings, plan, now=self._now()), report=self._report)
-        if self._unwritten is None:
-            return status
-        unsaid = f"what nvidiad has to remember is not written down: {self._unwritten[1].sentence}"
-        return replace(status, warnings=(*status.warnings, unsaid))
+        said = [*status.warnings, *_beside(memory)]
+        if self._unwritten is not None:
+            said.append(f"what nvidiad has to remember is not written down: {self._unwritten[1].sentence}")
+        return replace(status, warnings=tuple(said))
 
     def _tell(self, plan: Plan, status: Status) -> None:
         """One line per plan with its reason; the same news twice is no news."""
@@ -178,6 +180,11 @@ class Reconciler:
         if after != before:
             self._ports.driver.memories.write(after)
         return after
+
+
+def _beside(memory: Memory) -> tuple[str, ...]:
+    """What failed beside the driver and is tried again, which is no problem of a host that is ready."""
+    return tuple(a.problem.sentence for a in memory.attempts if a.reference.startswith(_BESIDE))
 
 
 def good(memory: Memory, tree: str) -> Memory:

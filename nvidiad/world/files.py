@@ -34,9 +34,15 @@ def suppress_oserror(*errnos: int) -> Iterator[None]:
             raise
 
 
+ELSEWHERE = "Set install.root to a place on this host that can be written."
+
+
 @contextmanager
-def explained(what: str, code: Code) -> Iterator[None]:
-    """Give an error of the operating system a sentence and a code: `code`, unless it has one of its own."""
+def explained(what: str, code: Code, writable: str = ELSEWHERE) -> Iterator[None]:
+    """Give an error of the operating system a sentence and a code: `code`, unless it has one of its own.
+
+    `writable` is the remedy for a file system that is read-only.
+    """
     try:
         yield
     except OSError as exc:
@@ -44,8 +50,7 @@ def explained(what: str, code: Code) -> Iterator[None]:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(sentence) from exc
         if exc.errno == errno.EROFS:
-            remedy = "Set install.root to a place on this host that can be written."
-            raise Permanent(Code.READ_ONLY, sentence, remedy) from exc
+            raise Permanent(Code.READ_ONLY, sentence, writable) from exc
         raise Transient(code, sentence, "Look at 'dmesg' for errors of the disk.") from exc
 
 

@@ -98,7 +98,7 @@ class Monitor:
                 if LOST not in found:
                     found.append(LOST)
                 continue
-            except ValueError:
+            except (ValueError, OverflowError):
                 # libudev knows no such action, or misses a field: it may concern us all the same.
                 if UNREAD not in found:
                     found.append(UNREAD)

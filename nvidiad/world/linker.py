@@ -48,7 +48,8 @@ class Linker:
     def configure(self, text: str | None) -> None:
         """Write our file, or remove it; the cache does not change before refresh."""
         path = self.root / CONFIGURATION
-        with files.explained(f"writing '{path}'", Code.EXPOSURE_FAILED):
+        writable = f"Mount '{path.parent}' writable."
+        with files.explained(f"writing '{path}'", Code.EXPOSURE_FAILED, writable):
             if text is None:
                 path.unlink(missing_ok=True)
             else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Progress, UnitState
 from nvidiad.verbs.ports import Match
-from nvidiad.world.files import atomic_write, make_directory
+from nvidiad.world.files import atomic_write, explained, make_directory, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ class SystemdUnits:
         """Units that have our drop-in, as we would write it."""
         found = []
         for file in sorted(self._configuration.glob(f"*.d/{DROP_IN}")):
-            if file.read_text(errors="replace") == GATE:
+            if text(file) == GATE:
                 found.append(file.parent.name.removesuffix(".d"))
         return tuple(found)
 
@@ -86,17 +86,19 @@ class SystemdUnits:
 
         No unit is started or stopped by that.
         """
-        for name in self.gates():
-            if name not in names:
-                place = self._configuration / f"{name}.d"
-                (place / DROP_IN).unlink()
-                # Others may have drop-ins for this unit, too.
-                with contextlib.suppress(OSError):
-                    place.rmdir()
-        for name in names:
-            directory = self._configuration / f"{name}.d"
-            make_directory(directory)
-            atomic_write(directory / DROP_IN, GATE, mode=0o644)
+        writable = f"Mount '{self._configuration}' writable."
+        with explained(f"writing drop-ins below '{self._configuration}'", Code.UNIT_FAILED, writable):
+            for name in self.gates():
+                if name not in names:
+                    place = self._configuration / f"{name}.d"
+                    (place / DROP_IN).unlink()
+                    # Others may have drop-ins for this unit, too.
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+            for name in names:
+                directory = self._configuration / f"{name}.d"
+                make_directory(directory)
+                atomic_write(directory / DROP_IN, GATE, mode=0o644)
         self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Reload")
 
     def _state(self, name: str) -> UnitState:

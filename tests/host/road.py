@@ -469,6 +469,67 @@ def strip(host: Host) -> None:
     host.registry_start("plain")
 
 
+def rewind(host: Host, *, trees: bool) -> None:
+    """Back to where the road begins; with `trees`, to where activation begins."""
+    units = "nvidiad.service nvidiad.socket kubelet.service nvidia-persistenced.service nvidia.service"
+    host.run(
+        f"""
+        rm -f /run/kill-*
+        systemctl stop {units}; systemctl reset-failed
+        /opt/nvidiad/bin/nvidiad deactivate 2>/dev/null
+        docker ps -aq | xargs -r docker rm -f
+        rm -rf /run/witness /run/nvidiad/activation.json /var/lib/nvidiad/*
+        rm -f /opt/nvidia/current /opt/nvidia/.current*
+        """
+    )
+    if not trees:
+        host.run(
+            """
+            docker images -q | xargs -r docker rmi -f
+            rm -rf /opt/nvidia /etc/systemd/system/kubelet.service.d/*10-nvidia.conf*
+            systemctl daemon-reload
+            """
+        )
+
+
+# What lies in the place of a tree and is none, and what is left of work that was not finished.
+_SURVEY = """
+import json, os
+from pathlib import Path
+from nvidiad.nouns.errors import Failure
+from nvidiad.world.trees import Trees
+found = {"trees": [], "half": [], "partial": [], "current": None}
+trees = Trees(Path("/opt"))
+for place in sorted(Path("/opt/nvidia").glob("[0-9]*/*")) if Path("/opt/nvidia").is_dir() else ():
+    if not place.is_dir() or not (place / "manifest.json").exists() and not any(place.iterdir()):
+        continue
+    try:
+        trees.verify(str(place), trees.manifest(str(place)).build)
+        found["trees"].append(str(place))
+    except Failure as failure:
+        found["half"].append(f"{place}: {failure}")
+found["partial"] = [str(path) for path in Path("/opt/nvidia").glob("*/.*.partial")]
+link = Path("/opt/nvidia/current")
+if link.is_symlink():
+    found["current"] = os.path.realpath(link)
+print(json.dumps(found))
+"""
+
+
+def survey(host: Host) -> dict[str, Any]:
+    """The trees on disk, verified file by file: those that are whole, those that are not, what is left."""
+    found: dict[str, Any] = host.run("/opt/nvidiad/bin/python3", "-c", _SURVEY, check=True).json()
+    return found
+
+
+def assert_nothing_half(host: Host) -> None:
+    """A tree is complete, or it is not there; the driver in the kernel has its own."""
+    found = survey(host)
+    assert found["half"] == [] and found["partial"] == [], found
+    if host.modules():
+        assert found["current"] in found["trees"], found
+
+
 def clock(host: Host) -> str:
     """Now, as `docker events` takes it."""
     return host.run("date", "+%s.%N", check=True).out.strip()

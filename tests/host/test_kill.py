@@ -92,9 +92,22 @@ POWER = (
     Kill("activate", "select-tree", "change 2"),
     Kill("activate", "configure-linker", "change 2"),
     Kill("activate", "refresh-linker-cache", 0.002),
+    Kill("activate", "set-firmware-path", "change 1"),
+    Kill("activate", "load-host-modules", "after"),
     Kill("activate", "load-module", "after", 2),
     Kill("activate", "make-nodes", "change 4"),
     Kill("activate", "check-driver", "after"),
+)
+POWER_IN_FORCE = (
+    Kill("run", "reload-unit", "before"),
+    Kill("deactivate", "unload-module", "before", 2),
+    Kill("deactivate", "remove-nodes", "after"),
+)
+POWER_OVERLAY = (Kill("activate", "mount-overlay", "after"), Kill("deactivate", "unmount-overlay", "before"))
+POWER_AHEAD = (
+    *(Kill("run", step, "change 1") for step in ("raise-delay", "remove-tree")),
+    *(Kill("run", step, "after") for step in ("hold-reboot", "release-reboot", "renew-tree", "stop-unit")),
+    Kill("run", "reboot-host", "before"),
 )
 
 
@@ -103,7 +116,8 @@ def test_the_tables_have_every_step_there_is() -> None:
 
     ahead = (*AHEAD, *RENEWAL, *REMOVAL, *DRAIN, *REBOOT)
     killed = {kill.step for kill in (*DAEMON, *ACTIVATION, *DEACTIVATION, *RELOAD, *OVERLAY, *ahead)}
-    assert killed == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
+    cut = {kill.step for kill in (*POWER, *POWER_IN_FORCE, *POWER_OVERLAY, *POWER_AHEAD)}
+    assert killed == cut == {step_name(kind.__new__(kind)) for kind in get_args(Step)}
 
 
 # -- the victim ------------------------------------------------------------------------------------
@@ -147,35 +161,12 @@ class Victim:
             road.assert_never_early(self.host)
 
 
-def strip(host: Host, *, trees: bool) -> None:
-    """Back to where the road begins; with `trees`, to where activation begins."""
-    units = "nvidiad.service nvidiad.socket kubelet.service nvidia-persistenced.service nvidia.service"
-    host.run(
-        f"""
-        rm -f /run/kill-*
-        systemctl stop {units}; systemctl reset-failed
-        /opt/nvidiad/bin/nvidiad deactivate 2>/dev/null
-        docker ps -aq | xargs -r docker rm -f
-        rm -rf /run/witness /run/nvidiad/activation.json /var/lib/nvidiad/*
-        rm -f /opt/nvidia/current /opt/nvidia/.current*
-        """
-    )
-    if not trees:
-        host.run(
-            """
-            docker images -q | xargs -r docker rmi -f
-            rm -rf /opt/nvidia /etc/systemd/system/kubelet.service.d/*10-nvidia.conf*
-            systemctl daemon-reload
-            """
-        )
-
-
 def prepare(host: Host, config: str, *, bulk: int = 0) -> Victim:
     """A host on which nvidiad can be killed at a step."""
     road.install(host, config)
     road.killable(host)
     road.publish(host, bulk=bulk)
-    strip(host, trees=False)
+    road.rewind(host, trees=False)
     host.systemctl("start", "nvidiad.socket", "nvidiad.service")
     road.wait_ready(host)
     host.wait(lambda: road.end_state(host) == road.end_state(host), "nothing moves any more")
@@ -206,7 +197,7 @@ def large() -> Iterator[Victim]:
 
 @pytest.mark.parametrize("kill", DAEMON, ids=str)
 def test_the_daemon_is_killed_on_the_road_from_nothing(victim: Victim, kill: Kill) -> None:
-    strip(victim.host, trees=False)
+    road.rewind(victim.host, trees=False)
     victim.arm(kill)
     victim.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()
@@ -216,7 +207,7 @@ def test_the_daemon_is_killed_on_the_road_from_nothing(victim: Victim, kill: Kil
 
 @pytest.mark.parametrize("kill", ACTIVATION, ids=str)
 def test_activation_is_killed(victim: Victim, kill: Kill) -> None:
-    strip(victim.host, trees=True)
+    road.rewind(victim.host, trees=True)
     victim.arm(kill)
     victim.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()
@@ -249,7 +240,7 @@ def test_the_overlay_is_mounted_and_taken_off_all_the_same(layered: Victim, kill
     if kill.verb == "deactivate":
         stop_and_kill(layered, kill)
     else:
-        strip(layered.host, trees=True)
+        road.rewind(layered.host, trees=True)
         layered.arm(kill)
         layered.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
         layered.wait_hit()
@@ -257,14 +248,18 @@ def test_the_overlay_is_mounted_and_taken_off_all_the_same(layered: Victim, kill
 
 
 def stop_and_kill(victim: Victim, kill: Kill) -> None:
+    stop_and_wait_for_the_hit(victim, kill, power=False)
+    victim.wait_whole()
+
+
+def stop_and_wait_for_the_hit(victim: Victim, kill: Kill, *, power: bool) -> None:
     host = victim.host
     host.systemctl("start", "nvidiad.socket", "nvidiad.service")
     road.wait_ready(host)
     host.run("rm -f /run/kill-*", check=True)
-    victim.arm(kill)
+    victim.arm(kill, power=power)
     host.systemctl("stop", "--no-block", "nvidia.service")
     victim.wait_hit()
-    victim.wait_whole()
 
 
 # As soon as the installer has begun to lay the tree down; `ls` would take longer than a small tree does.
@@ -277,7 +272,7 @@ until [ $SECONDS -gt $end ]; do for p in /opt/nvidia/*/.*.partial; do [ ! -e "$p
 @pytest.mark.parametrize("both", [False, True], ids=["alone", "with nvidiad"])
 def test_the_installers_container_is_killed(large: Victim, both: bool) -> None:  # noqa: FBT001
     host = large.host
-    strip(host, trees=False)
+    road.rewind(host, trees=False)
     host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     nvidiad = "systemctl kill --signal=KILL nvidiad.service" if both else "true"
     killed = host.run(f"{_AT_WORK} {nvidiad}; docker ps -q | xargs docker kill", check=True)
@@ -288,7 +283,7 @@ def test_the_installers_container_is_killed(large: Victim, both: bool) -> None: 
 @pytest.mark.parametrize("kill", POWER, ids=str)
 def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     host = victim.host
-    strip(host, trees=kill.verb == "activate")
+    road.rewind(host, trees=kill.verb == "activate")
     victim.arm(kill, power=True)
     host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
     victim.wait_hit()
@@ -296,6 +291,36 @@ def test_the_power_is_cut(victim: Victim, kill: Kill) -> None:
     # A gate that was not yet written cannot hold anything at the next boot.
     victim.wait_whole(gated=kill.step != "write-gates")
     assert len(road.wait_witnessed(host, 1)) == 1
+
+
+@pytest.mark.parametrize("kill", POWER_IN_FORCE, ids=str)
+def test_the_power_is_cut_where_the_driver_is_in_force(victim: Victim, kill: Kill) -> None:
+    if kill.verb == "deactivate":
+        stop_and_wait_for_the_hit(victim, kill, power=True)
+    else:
+        host = victim.host
+        host.systemctl("start", "nvidiad.socket")
+        host.systemctl("restart", "nvidiad.service")
+        road.wait_ready(host)
+        host.run("rm -f /run/kill-* && rm /dev/nvidia0", check=True)
+        victim.arm(kill, power=True)
+        host.nvidiad("reconcile")
+        victim.wait_hit()
+    victim.host.power_cut()
+    victim.wait_whole()
+
+
+@pytest.mark.parametrize("kill", POWER_OVERLAY, ids=str)
+def test_the_power_is_cut_at_the_overlay(layered: Victim, kill: Kill) -> None:
+    if kill.verb == "deactivate":
+        stop_and_wait_for_the_hit(layered, kill, power=True)
+    else:
+        road.rewind(layered.host, trees=True)
+        layered.arm(kill, power=True)
+        layered.host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
+        layered.wait_hit()
+    layered.host.power_cut()
+    layered.wait_whole()
 
 
 # -- what comes next -------------------------------------------------------------------------------
@@ -420,3 +445,50 @@ def test_the_daemon_is_killed_while_it_reboots_the_host(ahead: Ahead, kill: Kill
     host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
     host.wait_up(after=before)
     road.wait_ready(host)
+
+
+@pytest.mark.parametrize("kill", POWER_AHEAD, ids=str)
+def test_the_power_is_cut_while_it_looks_ahead(ahead: Ahead, kill: Kill) -> None:
+    host = ahead.victim.host
+    ahead.begin(automatic=kill.step == "reboot-host")
+    lead_to(ahead, kill)
+    ahead.victim.wait_hit()
+    host.power_cut()
+    road.wait_ready(host)
+    host.wait(lambda: host.run("find /opt/nvidia -name '*.partial'").out == "", "nothing half done is left")
+    road.assert_nothing_half(host)
+
+
+def lead_to(ahead: Ahead, kill: Kill) -> None:
+    """What makes nvidiad come to a step, at which its power will be cut."""
+    host = ahead.victim.host
+
+    def arm() -> None:
+        ahead.victim.arm(kill, power=True)
+
+    match kill.step:
+        case "remove-tree":
+            road.put_tree(host, "1000.0.0", "5.0.0")
+            arm()
+            road.configure(host, road.configuration(stage=_STAGE, retention={"trees": 1}))
+        case "stop-unit":
+            road.publish(host, driver=road.OTHER_DRIVER)
+            host.kmod_busy("nvidia")
+            arm()
+            changed = road.configuration(driver=road.OTHER_DRIVER, stage=_STAGE)
+            road.configure(host, changed.replace("[driver]\n", '[driver]\nchange = "drain"\n'))
+        case "renew-tree":
+            road.publish(host, road.NEXT[0], "6.6.1-other")
+            host.update_engine("UPDATE_AVAILABLE", road.NEXT[0])
+            ahead.wait_stage("staged")
+            road.publish(host, *road.NEXT)
+            arm()
+            host.write(_NEXT, f"VERSION_ID={road.NEXT[0]}\nKERNEL={road.NEXT[1]}\n")
+            host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
+        case "reboot-host":
+            arm()
+            host.write(_NEXT, f"VERSION_ID={road.NEXT[0]}\nKERNEL={road.NEXT[1]}\n")
+            host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
+        case _:
+            arm()
+            host.update_engine("UPDATE_AVAILABLE", road.NEXT[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvidiad.nouns.errors import Code
-from nvidiad.nouns.model import Attempt, Holder, LoadedModule, Memory, Phase, Problem
+from nvidiad.nouns.model import Attempt, Build, Holder, LoadedModule, Memory, Phase, Problem
 from nvidiad.nouns.steps import StartUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import planner
@@ -209,3 +209,13 @@ def test_a_tree_whose_modules_do_not_fit_is_fetched_again_and_named_meanwhile() 
     assert waiting.steps == ()
     assert waiting.problem is not None and waiting.problem.code is Code.VERMAGIC_MISMATCH
     assert planner.assess(misfit, f.settings(), waiting, now=NOW).phase is Phase.WAITING
+
+
+def test_a_tree_that_could_not_be_removed_is_tried_again_without_an_event() -> None:
+    old = replace(f.TREE, path="/opt/nvidia/470.1/2000.0.0", build=Build("470.1", "2000.0.0", "5.0"))
+    facts = f.host(f.driver(trees=(f.TREE, old)))
+    assert steps(decide(facts, "[retention]\ntrees = 1\n")) == [f"remove '{old.path}'"]
+    plan = decide(facts, "[retention]\ntrees = 1\n", tried(f"remove {old.path}"))
+    assert plan.steps == ()
+    assert plan.wait is not None and plan.wait > 0
+    assert planner.assess(facts, f.settings(), plan, now=NOW).phase is Phase.READY

@@ -124,6 +124,19 @@ def test_a_boot_with_the_tree_on_disk_needs_neither_registry_nor_engine() -> Non
     assert not [effect for effect in world.effects if effect.startswith(("pull", "install", "insmod"))]
 
 
+def test_a_gate_that_cannot_be_written_is_told_where_the_host_is_ready() -> None:
+    world = fresh()
+    world.disk.gates = ()
+    refused = Permanent(Code.READ_ONLY, "writing drop-ins failed", "Mount it writable.")
+    world.gateless = refused
+    status = world.reconciler().look(world.settings)
+    in_force(world, status)
+    assert refused.sentence in status.warnings
+    world.gateless = None
+    assert world.reconciler().look(world.settings, forced=True).warnings == ()
+    assert [*world.disk.gates] == [KUBELET]
+
+
 def test_another_os_gets_its_own_tree_and_the_old_one_stays() -> None:
     world = fresh()
     converge(world)

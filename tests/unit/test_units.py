@@ -7,10 +7,15 @@ import configparser
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from nvidiad.world.units import DROP_IN, GATE, unit_path
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.world.units import DROP_IN, GATE, SystemdUnits, unit_path
+
+if TYPE_CHECKING:
+    from nvidiad.verbs.ports import Bus
 
 UNITS = Path(__file__).parents[2] / "units/systemd/system"
 OURS = ("nvidiad.service", "nvidia.service")
@@ -101,3 +106,19 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_drop_in_that_cannot_be_written_is_a_failure_with_its_place(tmp_path: Path) -> None:
+    # An error of the operating system that is no Failure ends the look, and nothing of its plan is done.
+    (tmp_path / "kubelet.service.d").write_text("in the way")
+    units = SystemdUnits(cast("Bus", None), configuration=tmp_path)
+    with pytest.raises(Failure) as caught:
+        units.write_gates(("kubelet.service",))
+    assert caught.value.code is Code.UNIT_FAILED
+    assert str(tmp_path) in caught.value.sentence
+    assert caught.value.remedy
+
+
+def test_a_drop_in_that_cannot_be_read_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "kubelet.service.d" / DROP_IN).mkdir(parents=True)
+    assert SystemdUnits(cast("Bus", None), configuration=tmp_path).gates() == ()

@@ -230,6 +230,8 @@ class World:
         self.known = Known({}, why="nobody looked")
         self.forgetful: Failure | None = None
         """Why the daemon's memory cannot be written."""
+        self.gateless: Failure | None = None
+        """Why no drop-in can be written."""
         self.unreadable: Failure | None = None
         """Why neither the other slot nor the modules of the next driver can be read."""
         self.unannounced: Failure | None = None
@@ -786,6 +788,8 @@ class _Units(_Part):
         return self.world.disk.gates
 
     def write_gates(self, names: tuple[str, ...]) -> None:
+        if self.world.gateless:
+            raise self.world.gateless
         self.world.effect(f"gates {' '.join(names)}", lambda: setattr(self.world.disk, "gates", names))
 
 
