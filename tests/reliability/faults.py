@@ -223,6 +223,12 @@ def _image(fault: str, code: Code, *names: str) -> Row:
     return _row("image", fault, code, STAYS, heals, _host("bad_images", bad, case))
 
 
+def _unvouched(fault: str, code: Code, name: str) -> Row:
+    test = "what_nobody_vouches_for_is_refused_with_the_old_driver_in_force"
+    heals = "as soon as it is signed by a key of `trust.keys`, by the next attempt"
+    return _row("signature", fault, code, STAYS, heals, _host("trust", test, f"^{name}$"))
+
+
 BY_PARTY = (
     # -- the container engine
     _cause("container engine", "absent", Code.ENGINE_UNREACHABLE, "engine stopped"),
@@ -372,6 +378,14 @@ BY_PARTY = (
     ),
     _image("not a driver image", Code.IMAGE_FOREIGN, "not a driver", "labels of a stranger"),
     _image("modules of another kernel", Code.VERMAGIC_MISMATCH, "modules of another kernel"),
+    # -- who vouches for it
+    _unvouched("none", Code.SIGNATURE_MISSING, "unsigned"),
+    _unvouched("by a key that nobody configured", Code.SIGNATURE_UNTRUSTED, "wrong key"),
+    _unvouched("of what the tag named before", Code.SIGNATURE_MISSING, "re-tagged"),
+    _unvouched("of another image, laid beside this one", Code.SIGNATURE_UNTRUSTED, "stale signature"),
+    _unvouched("of an SBOM only", Code.SIGNATURE_MISSING, "only described"),
+    _unvouched("good, and a layer is exchanged", Code.IMAGE_CORRUPT, "swapped layer"),
+    _unvouched("good, and the file of the key is gone", Code.KEY_UNUSABLE, "no key"),
     # -- the bus and systemd
     _row(
         "bus",

@@ -416,7 +416,7 @@ def test_a_signature_that_is_only_preferred_is_missed_aloud(unsealed: Failure | 
     assert "nobody vouches for an image, proceeding anyway" in world.log.events("warning")
 
 
-def test_an_image_that_is_off_the_list_is_not_run_for_its_tag() -> None:
+def test_what_is_signed_is_run_and_not_what_the_tag_names_then() -> None:
     """Signed is what was there when the tag was asked for; then the tag moves to something else."""
     world = host(Signatures.REQUIRE)
     sign(world)
