@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nvidiad import app
 from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, examination, preflight
 from nvidiad.thought.choice import find_tree, wanted
@@ -54,6 +55,8 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
     settings, configuration = _settings(options.config)
     yield configuration
     yield _daemon(options)
+    if settings.configured:
+        yield _trust(settings, options.root)
     ports = app.driver_ports(settings, options.root)
     try:
         facts = look_at_driver(ports, settings)
@@ -108,6 +111,26 @@ def _daemon(options: argparse.Namespace) -> Check:
     except Failure as failure:
         return warned(name, failure.code, failure.sentence, failure.remedy)
     return passed(name, f"nvidiad runs and says '{phase}'")
+
+
+def _trust(settings: Settings, root: Path) -> Check:
+    from nvidiad.world.keys import PublicKeys
+
+    name, trust = "trust", settings.trust
+    if trust.signatures is Signatures.OFF:
+        return skipped(
+            name, "no signatures are looked at: who may push to the registry decides what runs here"
+        )
+    keys = PublicKeys(trust.keys, root)
+    try:
+        keys.read()
+    except Failure as failure:
+        if _NOT_ALLOWED in failure.sentence:
+            return skipped(name, failure.sentence)
+        return failed(name, failure.code, failure.sentence, failure.remedy)
+    if trust.signatures is Signatures.PREFER:
+        return passed(name, f"images need not be signed; known is {' or '.join(keys.names)}")
+    return passed(name, f"images must be signed by {' or '.join(keys.names)}")
 
 
 # ---------------------------------------------------------------------------------------------------

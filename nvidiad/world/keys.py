@@ -39,6 +39,11 @@ class PublicKeys:
         """Read all files; raises KEY_UNUSABLE."""
         self._keys = [key for file in self._files for key in _keys_in(file)]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the keys that were read last: the file, and the beginning of the key's hash."""
+        return tuple(name for name, _ in self._keys)
+
     def signer(self, signed: bytes, signature: bytes) -> str:
         """The name of the key that made this signature, empty where none of them did."""
         return next((name for name, key in self._keys if _made(key, signed, signature)), "")

@@ -24,11 +24,22 @@ TREE = f"/opt/nvidia/{road.DRIVER}/{RELEASE[0]}"
 SECOND, VOLTA = "0000:02:00.0", "1db6"
 DEVICE = f"/sys/devices/pci0000:00/{GPU[0]}"
 ROWS = (
-    *("configuration", "daemon", "gpu", "rivals", "tree", "identity", "served", "modules", "vermagic"),
+    *(
+        "configuration",
+        "daemon",
+        "trust",
+        "gpu",
+        "rivals",
+        "tree",
+        "identity",
+        "served",
+        "modules",
+        "vermagic",
+    ),
     *("symbols", "versions", "dependencies", "modprobe", "signature", "fabric-manager", "space", "driver"),
 )
-# The bed has no kernel of its own: no modules on disk to compare with, and none that it would need.
-SKIPPED = {"symbols", "modprobe", "fabric-manager"}
+# The bed has no kernel of its own: no modules on disk to compare with, and none that it would need; and nobody signs.
+SKIPPED = {"trust", "symbols", "modprobe", "fabric-manager"}
 
 
 @pytest.fixture(scope="module")

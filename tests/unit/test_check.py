@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,8 @@ from tests.payload import builder
 from tests.unit import facts as f
 from tests.unit.trees import fake_program, make_tree
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 CONFIGURATION = f'[driver]\nversion = "{f.DRIVER}"\n[image]\nrepository = "registry.example/nvidia-driver"\n'
+DATA = Path(__file__).parents[1] / "data"
 GPU = "sys/bus/pci/devices/0000:01:00.0"
 
 
@@ -61,7 +60,7 @@ def test_a_host_that_only_has_to_be_brought_up(root: Path, capsys: pytest.Captur
     assert rows["symbols"]["text"] == f"the OS has no modules of kernel '{f.KERNEL}' on disk"
     assert cli.main(["check", f"--root={root}", f"--config={root}/etc/nvidiad.toml"]) == 1
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "17 checks: 12 in order, 1 failed, 4 skipped"
+    assert told[-1] == "18 checks: 12 in order, 1 failed, 5 skipped"
     assert told[-2].strip() == "→ systemctl start nvidia.service; journalctl -u nvidia."
 
 
@@ -89,6 +88,13 @@ SPOILED: dict[str, tuple[dict[str, str | bytes | None], dict[str, str]]] = {
         {"etc/nvidiad.toml": CONFIGURATION.replace(f.DRIVER, "570.1")},
         {"driver": "tree-missing"},
     ),
+    "a key that is none": (
+        {
+            "etc/nvidiad.toml": f"{CONFIGURATION}[trust]\nkeys = ['/etc/nvidiad/keys/a.pem']\n",
+            "etc/nvidiad/keys/a.pem": "-----BEGIN PRIVATE KEY-----\n",
+        },
+        {"trust": "key-unusable", "driver": "not-in-force"},
+    ),
     "nothing configured": ({"etc/nvidiad.toml": ""}, {"configuration": "not-configured"}),
     "a fault in the configuration": (
         {"etc/nvidiad.toml": "[driver]\nversio = 1\n"},
@@ -110,6 +116,17 @@ def test_each_fault_has_its_row(root: Path, capsys: pytest.CaptureFixture[str], 
     # A host that gives its GPUs away is in order.
     assert status == (0 if name == "a guest has it" else 1)
     assert all(row["remedy"] for row in rows.values() if row["state"] in ("failed", "warning"))
+
+
+def test_whose_signatures_are_wanted_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = (DATA / "cosign/key.pem").read_text()
+    text = f"{CONFIGURATION}[trust]\nkeys = ['/etc/nvidiad/keys/a.pem']\n"
+    make_tree(root, {"etc/nvidiad.toml": text, "etc/nvidiad/keys/a.pem": key})
+    _, rows = ask(root, capsys)
+    assert rows["trust"]["state"] == "ok"
+    assert rows["trust"]["text"].startswith("images must be signed by a.pem (SHA-256 ")
+    make_tree(root, {"etc/nvidiad.toml": f"{text}policy = 'prefer'\n"})
+    assert ask(root, capsys)[1]["trust"]["text"].startswith("images need not be signed; known is a.pem ")
 
 
 def test_what_keeps_the_driver_back_is_told_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
