@@ -38,7 +38,7 @@ ROWS = (
     ),
     *("symbols", "versions", "dependencies", "modprobe", "signature", "fabric-manager", "space", "driver"),
 )
-# The bed has no kernel of its own: no modules on disk to compare with, and none that it would need; and nobody signs.
+# The bed has no kernel of its own: no modules on disk to compare with, none that it needs. Nobody signs.
 SKIPPED = {"trust", "symbols", "modprobe", "fabric-manager"}
 
 
