@@ -2,7 +2,8 @@
 """Guided fuzzing, target after target: `python -m tests.fuzz.guided PLACE NAME,… [OPTION…] CORPUS…`.
 
 The options are libFuzzer's; {name} in them is the target's. Of each there is left in PLACE/NAME: `said`,
-`counts` (inputs and their bytes), and what crashed it; the exit status is that of the worst.
+`counts` (inputs and their bytes), `corpus` (what reached something new), and what crashed it; the exit
+status is that of the worst.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def fuzz(target: Target, place: Path, options: list[str]) -> None:
         counted[:] = COUNTS.pack(cases, size)
         target.attack(data, slower=SLOWER)
 
-    own = [option.replace("{name}", target.name) for option in options]
+    # The first directory is where it writes what it found.
+    (place / "corpus").mkdir(exist_ok=True)
+    own = [str(place / "corpus"), *(option.replace("{name}", target.name) for option in options)]
     atheris.Setup([target.name, f"-max_len={LONGEST}", f"-artifact_prefix={place}/", *own], once)
     atheris.Fuzz()
 

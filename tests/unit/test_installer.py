@@ -219,17 +219,23 @@ def test_several_trees(bench: Bench) -> None:
 def test_names_that_lie(bench: Bench) -> None:
     """A name with a newline cannot pass for an entry."""
     size = (bench.tree / "bin/nvidia-smi").stat().st_size
-    (bench.tree / "bin/nvidia-smi").rename(bench.tree / f"bin/x\n81ed {size} .")
+    (bench.tree / "bin/nvidia-smi").rename(bench.tree / f"bin/x\n81ed {size} 0 .")
     bench.run(BAD_IMAGE, "bin/x is not in the manifest")
     bench.build()
     (bench.tree / "bin/nvidia-smi").unlink()
-    (bench.tree / f"bin/nvidia-smi\n81ed {size} .").write_bytes(b"x" * size)
+    (bench.tree / f"bin/nvidia-smi\n81ed {size} 0 .").write_bytes(b"x" * size)
     bench.run(BAD_IMAGE)
     assert bench.trees.list() == ()
 
 
 @pytest.mark.parametrize(
-    "name", sorted({"content", "longer", "mode", "directory mode", "extra", "link target"})
+    "name",
+    sorted(
+        {
+            *("content", "longer", "mode", "directory mode", "extra", "link target"),
+            *("owner", "directory owner", "tree mode", "tree owner", "manifest mode", "manifest owner"),
+        }
+    ),
 )
 def test_damaged_trees_are_replaced(bench: Bench, name: str) -> None:
     bench.run(OK)
@@ -242,6 +248,15 @@ def test_damaged_trees_are_replaced(bench: Bench, name: str) -> None:
             (bench.target / "bin/nvidia-smi").chmod(0o4755)
         case "directory mode":
             (bench.target / "bin").chmod(0o777)
+        case "tree mode":
+            bench.target.chmod(0o777)
+        case "manifest mode":
+            (bench.target / "manifest.json").chmod(0o666)
+        case "owner" | "directory owner" | "tree owner" | "manifest owner":
+            if os.geteuid() != 0:
+                pytest.skip("only root can give files away")
+            place = {"owner": "bin/nvidia-smi", "directory owner": "bin", "tree owner": "."}
+            os.chown(bench.target / place.get(name, "manifest.json"), 1234, 1234)
         case "extra":
             spoil(bench.target, Fault.EXTRA_FILE)
         case "link target":
