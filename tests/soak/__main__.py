@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Soak, print every sample and a summary; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--looks", type=int, default=5000, help="of one process, past its warm-up")
+    parser.add_argument("--warm-up", type=int, default=1000, metavar="LOOKS", help="before that")
     parser.add_argument("--each", type=int, default=20, help="looks between two events")
     parser.add_argument("--lives", type=int, default=8, help="of other processes after that, each ended")
     parser.add_argument(
@@ -30,7 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     with road.booted() as host:
-        done = soak(host, looks=options.looks, each=options.each, lives=options.lives, say=_say)
+        done = soak(
+            host,
+            looks=options.looks,
+            each=options.each,
+            lives=options.lives,
+            warm_up=options.warm_up,
+            say=_say,
+        )
     found = faults(done.samples, options.growth) + done.left + strangers(done)
     tell(done)
     _say("".join(f"NOT flat: {fault}\n" for fault in found) or "flat")

@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.idle import own_pid
 from nvidiad.rim import client
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 VERSIONS = (road.NEXT, ("4152.1.0", "6.6.60-flatcar"), ("4230.2.0", "6.6.65-flatcar"))
 WRONG_KERNEL = "6.0.0-other"
 ABSENT = "999.99.01"
-# Bytes that come from the registry before a line breaks: the layer of the base has more.
-_MIDDLE = 300_000
+# Bytes that come from the registry before a line breaks: more than manifests, less than any image.
+_MIDDLE = 6_000
 FOLLOWERS = 6
 _TREES = "/opt/nvidia/*/"
 _CONFIGURATION = ahead.configuration(
@@ -131,11 +131,14 @@ class Events:
     # -- updates, whose driver is fetched and staged
 
     def update(
-        self, spoil: Callable[[], None] | None = None, mend: Callable[[], None] | None = None
+        self,
+        spoil: Callable[[], None] | None = None,
+        mend: Callable[[], None] | None = None,
+        seen: Callable[[], object] | None = None,
     ) -> None:
         """An update is offered, its driver fetched and proven, and then it is taken back.
 
-        What is spoiled before nvidiad has to say, and gets over it once that is mended.
+        What is spoiled before is mended once it was seen, by nvidiad itself if nothing else is said.
         """
         host = self.host
         version, kernel = VERSIONS[self.pulls % len(VERSIONS)]
@@ -146,7 +149,7 @@ class Events:
         host.update_engine("UPDATE_AVAILABLE", version)
         if spoil:
             self.faults += 1
-            self._wait_stage(lambda stage: stage.get("problem"), "it says what is wrong")
+            (seen or self._wait_problem)()
             self.ask()
         if mend:
             mend()
@@ -195,8 +198,13 @@ class Events:
             self.host, lambda: made_image.push("http://127.0.0.1:5000", "nvidia-driver", road.tag(version))
         )
 
-    def _wait_stage(self, holds: Callable[[dict[str, Any]], object], what: str) -> None:
-        road.wait_status(self.host, lambda said: holds(ahead.stage(said)), what)
+    def _wait_problem(self) -> None:
+        road.wait_status(
+            self.host,
+            lambda said: ahead.stage(said).get("problem"),
+            "it says what is wrong",
+            2 * road.PATIENCE,
+        )
 
     # -- faults
 
@@ -207,10 +215,8 @@ class Events:
         self.update(self.host.registry_freeze, self.host.registry_thaw)
 
     def line_breaks(self) -> None:
-        def spoil() -> None:
-            self.line.fail(_MIDDLE)
-
-        self.update(spoil, self.line.heal)
+        """And is mended at once: an engine tries again for a minute by itself before it gives up."""
+        self.update(lambda: self.line.fail(_MIDDLE), self.line.heal, self.line.wait_broken)
 
     def engine_is_away(self) -> None:
         self.update(self.host.engine_stop, self.host.engine_start)
