@@ -8,7 +8,7 @@ import http.client
 import json
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Self
 
@@ -69,36 +69,20 @@ def damaged(answer: Answer) -> Answer:
     return replace(answer, body=body) if answer.is_blob else answer
 
 
-def manifest(body: bytes, kind: str = "") -> Callable[[Answer], Answer]:
+def manifest(body: bytes, kind: str) -> Callable[[Answer], Answer]:
     """Whatever manifest is asked for, this comes, with the digest that it has."""
-
-    def change(answer: Answer) -> Answer:
-        if not answer.is_manifest or answer.status != 200:
-            return answer
-        own = {"Docker-Content-Digest": f"sha256:{hashlib.sha256(body).hexdigest()}"}
-        return replace(
-            answer, headers=answer.headers | own | ({"Content-Type": kind} if kind else {}), body=body
-        )
-
-    return change
-
-
-def huge(answer: Answer) -> Answer:
-    """The manifest has a layer of a pebibyte."""
-    if not answer.is_manifest or answer.status != 200 or not answer.body:
-        return answer
-    document = json.loads(answer.body)
-    document["layers"][-1]["size"] = 1 << 50
-    return manifest(json.dumps(document).encode())(answer)
+    own = {"Docker-Content-Digest": f"sha256:{hashlib.sha256(body).hexdigest()}", "Content-Type": kind}
+    return lambda answer: (
+        replace(answer, status=200, headers=own, body=body) if answer.is_manifest else answer
+    )
 
 
 @dataclass
 class Liar:
-    """The server; `change` is what it does to each answer, `asked` what came."""
+    """The server; `change` is what it does to each answer."""
 
     host: Host
     change: Callable[[Answer], Answer] | None = None
-    asked: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         up = threading.Event()
@@ -143,10 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        liar = self.server.liar
-        liar.asked.append(f"{self.command} {self.path}")
-        answer = self._real()
-        self._send(liar.change(answer) if liar.change else answer)
+        change, answer = self.server.liar.change, self._real()
+        self._send(change(answer) if change else answer)
 
     do_HEAD = do_GET
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.host import ahead, road
+from tests.host.aftermath import GATE, HEALED, KUBELET, assert_healed, assert_held, begin, stage_tree
 from tests.host.broken import Fault, broken
 from tests.host.machine import RELEASE
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
     from tests.host.bed import Host
 
-KUBELET = "kubelet.service"
-# After the end of the cause: the longest pause of the back-off, a look, and what a busy machine takes.
-HEALED = 20.0
-GATE = f"/etc/systemd/system/{KUBELET}.d/10-nvidia.conf"
 FIRMWARE = "/sys/module/firmware_class/parameters"
 LINKER = "# Written by nvidiad; see nvidiad(8).\n/opt/nvidia/current/lib64\n"
 
@@ -96,28 +93,13 @@ def ahead_of() -> Iterator[Host]:
         yield host
 
 
-def begin(host: Host) -> None:
-    """Where the kubelet has its gate; from nothing, nvidiad starts it once it has."""
-    host.systemctl("start", "--no-block", "nvidiad.socket", "nvidiad.service")
-    if host.exists(GATE):
-        host.systemctl("start", "--no-block", KUBELET)
-
-
 def assert_told(host: Host, code: str) -> None:
     """Status names the cause and what helps, and the kubelet waits."""
     said = lambda d: (d["problem"] or {}).get("code") == code and d["next_try"]  # noqa: E731
     document = road.wait_status(host, said, f"status says {code}", HEALED)
     assert document["problem"]["remedy"], document["problem"]
     assert document["phase"] == "waiting", document
-    assert host.state(KUBELET) != "active"
-    assert road.witnessed(host) == []
-
-
-def assert_healed(host: Host, starts: int = 1) -> None:
-    road.wait_ready(host, HEALED)
-    road.assert_never_early(host, starts=starts)
-    assert host.nvidiad("check").rc == 0
-    road.assert_nothing_half(host)
+    assert_held(host)
 
 
 def attempt(document: dict[str, Any], code: str) -> bool:
@@ -127,9 +109,7 @@ def attempt(document: dict[str, Any], code: str) -> bool:
 @pytest.mark.parametrize("case", ACTIVATION, ids=str)
 def test_activation_on_a_broken_disk(shared: Host, case: Case) -> None:
     host = shared
-    road.rewind(host, trees=True)
-    if not host.exists(f"/opt/nvidia/{road.DRIVER}"):
-        road.put_tree(host)
+    stage_tree(host)
     if case.step == "refresh-linker-cache":
         # What comes before it writes nothing then.
         host.write("/etc/ld.so.conf.d/nvidiad.conf", LINKER)
@@ -170,9 +150,7 @@ def test_a_gate_that_cannot_be_written_is_told_and_the_driver_comes_all_the_same
 def test_deactivation_on_a_broken_disk(shared: Host, case: Case) -> None:
     """Somebody stops nvidia.service: what could not be undone is said, and the driver comes back."""
     host = shared
-    road.rewind(host, trees=True)
-    if not host.exists(f"/opt/nvidia/{road.DRIVER}"):
-        road.put_tree(host)
+    stage_tree(host)
     begin(host)
     assert_healed(host)
     with broken(host, case.place, case.fault):

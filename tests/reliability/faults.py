@@ -342,9 +342,17 @@ BY_PARTY = (
         TRY,
         _host("images", "what_is_damaged_in_the_registry_is_never_there"),
     ),
-    _lie("manifest that is no JSON", Code.IMAGE_FOREIGN, "manifest that is no JSON"),
-    _lie("manifest of an unknown kind", Code.IMAGE_FOREIGN, "manifest of an unknown kind"),
-    _lie("layer larger than the disk", Code.DISK_FULL, "huge layer"),
+    _lie("manifest that is no JSON", Code.PULL_FAILED, "manifest that is no JSON"),
+    _lie("manifest of an unknown kind", Code.PULL_FAILED, "manifest of an unknown kind"),
+    _row(
+        "registry",
+        "image, or its tree, larger than the disk",
+        Code.DISK_FULL,
+        "nothing of it is downloaded",
+        TRY,
+        _host("gentle", "an_image_that_the_engine_has_no_room_for_is_not_pulled"),
+        _host("gentle", "a_tree_that_the_install_root_has_no_room_for_is_not_pulled"),
+    ),
     # -- what is in the image
     _image(
         "a file is not what the manifest says",
