@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvidiad.configuration import STATE, last_good_settings, read_and_keep, read_settings, settings_in_force
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
-from nvidiad.thought import config
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
-from nvidiad.world.host import LinuxHost, config_fragments
-from nvidiad.world.last_good import LastGood
+from nvidiad.world.host import LinuxHost
 from nvidiad.world.linker import Linker
 from nvidiad.world.memory import MemoryFile
 from nvidiad.world.modules import Modules
@@ -33,59 +32,8 @@ if TYPE_CHECKING:
     from nvidiad.verbs.ports import Bus, Log, Vouchers
 
 RUNTIME = Path("run/nvidiad")
-STATE = Path("var/lib/nvidiad")
-
-
-def read_settings(path: Path) -> Settings:
-    """The configuration; raises CONFIG_INVALID with every fault of every file."""
-    return _settings_of(config_fragments(path))
-
-
-def _settings_of(fragments: Sequence[tuple[str, str]]) -> Settings:
-    settings, faults = config.load(fragments)
-    if faults:
-        raise Permanent(
-            Code.CONFIG_INVALID,
-            "; ".join(str(fault) for fault in faults),
-            f"Correct it, then: systemctl reload nvidiad (faults found: {len(faults)}).",
-        )
-    return settings
-
-
-def last_good_settings(root: Path) -> Settings:
-    """What the daemon has last read without a fault; nothing is configured where that is not known."""
-    try:
-        return _settings_of(_last_good(root).read())
-    except Failure:
-        return _settings_of([])
-
-
-def _read_and_keep(path: Path, root: Path, log: Log) -> Settings:
-    """The configuration, of which a copy is kept for a boot at which it is at fault."""
-    fragments = config_fragments(path)
-    settings = _settings_of(fragments)
-    if settings.configured:
-        try:
-            _last_good(root).write(fragments)
-        except Failure as failure:
-            log.warning("no copy of the configuration is kept, proceeding anyway", error=failure.sentence)
-    return settings
-
-
-def _settings_in_force(path: Path, root: Path, log: Log) -> Settings:
-    """The configuration, or the last good one where it is at fault; raises CONFIG_INVALID without one."""
-    try:
-        return read_settings(path)
-    except Failure as failure:
-        settings = last_good_settings(root)
-        if not settings.configured:
-            raise
-        log.warning("the last good configuration is used", code=str(failure.code), error=failure.sentence)
-        return settings
-
-
-def _last_good(root: Path) -> LastGood:
-    return LastGood(root / STATE / "configuration.json")
+# Seconds: of what is asked of a registry beside the image, which is small.
+_BESIDE = 120.0
 
 
 def driver_ports(settings: Settings, root: Path) -> DriverPorts:
@@ -149,7 +97,7 @@ def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
         root,
         required=trust.signatures is Signatures.REQUIRE,
         auth_file=Path(image.auth_file) if image.auth_file else None,
-        limits=Limits(image.connect_timeout, image.stall_timeout),
+        limits=Limits(image.connect_timeout, image.stall_timeout, whole=_BESIDE),
         repository=trust.repository,
     )
 
@@ -164,7 +112,7 @@ class _Lists:
         from nvidiad.world.repository import CompatibilityLists, Limits
 
         # Asked once per failed attempt, which has a back-off of its own.
-        limits = Limits(self._connect, self._stall, tries=1)
+        limits = Limits(self._connect, self._stall, tries=1, whole=_BESIDE)
         return CompatibilityLists(self._auth_file, limits, os.uname().machine).unbuildable(reference)
 
 
@@ -194,7 +142,7 @@ def activate(configuration: Path, root: Path, log: Log) -> int:
 
     hold, freed = True, False
     try:
-        settings = _settings_in_force(configuration, root, log)
+        settings = settings_in_force(configuration, root, log)
         hold = settings.units.hold
         ports = driver_ports(settings, root)
         facts = look_at_driver(ports, settings)
@@ -237,7 +185,7 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
     if _host_is_stopping(root):
         log.info("the host is going down, the driver stays loaded")
         return 0
-    settings = _settings_in_force(configuration, root, log)
+    settings = settings_in_force(configuration, root, log)
     ports = driver_ports(settings, root)
     plan = plan_deactivation(look_at_driver(ports, settings), settings, ports.modules.holders())
     report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
@@ -306,8 +254,8 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
             log=log,
             manager=ServiceManager(),
             publisher=board,
-            read_settings=lambda: _read_and_keep(configuration, root, log),
-            last_good=lambda: last_good_settings(root),
+            read_settings=lambda: read_and_keep(configuration, root, log),
+            last_good=lambda before: last_good_settings(configuration, root, before),
             make_looker=lambda publish, tell, stopping: Reconciler(
                 ports_for,
                 log,

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad import app
+from nvidiad.configuration import read_settings
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation, examination, preflight
+from nvidiad.thought import trust as trusting
 from nvidiad.thought.choice import find_tree, wanted
 from nvidiad.thought.preflight import failed, passed, skipped, warned
 from nvidiad.thought.settings import Settings
@@ -85,7 +87,7 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
 def _settings(path: Path) -> tuple[Settings, Check]:
     name = "configuration"
     try:
-        settings = app.read_settings(path)
+        settings = read_settings(path)
     except Failure as failure:
         if _NOT_ALLOWED in failure.sentence:
             return Settings(), skipped(name, failure.sentence)
@@ -117,6 +119,19 @@ def _trust(settings: Settings, root: Path) -> Check:
     from nvidiad.world.keys import PublicKeys
 
     name, trust = "trust", settings.trust
+    ours = {
+        trusting.same_name(f"{each}:x")[:2]
+        for each in (settings.image.repository, settings.cuda.repository)
+        if each
+    }
+    strange = next((pin for pin in trust.pins if trusting.same_name(pin)[:2] not in ours), None)
+    if strange:
+        return warned(
+            name,
+            Code.NOT_CONFIGURED,
+            f"the pin of '{strange}' is for no image that this host takes",
+            "Write it as 'image.repository' or 'cuda.repository' has it, or remove it from 'trust.pins'.",
+        )
     if trust.signatures is Signatures.OFF:
         return skipped(
             name, "no signatures are looked at: who may push to the registry decides what runs here"

@@ -182,12 +182,13 @@ def _plan(options: argparse.Namespace) -> int:
     import time
 
     from nvidiad import __version__, app
+    from nvidiad.configuration import read_settings
     from nvidiad.thought import planner
     from nvidiad.thought.activation import activate
     from nvidiad.thought.document import document
     from nvidiad.verbs.observer import observe
 
-    settings = app.read_settings(options.config)
+    settings = read_settings(options.config)
     ports = app.all_ports(settings, options.root, _bus(options.root))
     facts = observe(ports, settings)
     now = time.time()
@@ -218,12 +219,13 @@ def _list(options: argparse.Namespace) -> int:
     import time
 
     from nvidiad import app
+    from nvidiad.configuration import read_settings
     from nvidiad.nouns.model import Kind
     from nvidiad.thought import planner
     from nvidiad.thought.render import table
     from nvidiad.verbs.observer import observe
 
-    settings = app.read_settings(options.config)
+    settings = read_settings(options.config)
     all_ports = app.all_ports(settings, options.root, _bus(options.root))
     ports, facts = all_ports.driver, observe(all_ports, settings)
     stages = planner.decide(facts, settings, ports.memories.read(), time.time()).stages
@@ -295,11 +297,12 @@ def _install(options: argparse.Namespace) -> int:
 
 def _gc(options: argparse.Namespace) -> int:
     from nvidiad import app
+    from nvidiad.configuration import read_settings
     from nvidiad.thought import cuda
     from nvidiad.thought.retention import expendable
     from nvidiad.verbs.observer import look_at_cuda, observe
 
-    settings = app.read_settings(options.config)
+    settings = read_settings(options.config)
     ports = app.all_ports(settings, options.root, _bus(options.root))
     gone = expendable(observe(ports, settings), settings, ports.driver.memories.read())
     for tree in (*gone, *cuda.expendable(look_at_cuda(ports.driver), cuda.wanted(settings))):
@@ -314,11 +317,12 @@ def _look_at_reboot(options: argparse.Namespace) -> tuple[bool, str, float | Non
     from contextlib import suppress
 
     from nvidiad import app
+    from nvidiad.configuration import read_settings
     from nvidiad.nouns.errors import Failure
     from nvidiad.thought import planner
     from nvidiad.verbs.observer import observe
 
-    settings = app.read_settings(options.config)
+    settings = read_settings(options.config)
     ports = app.all_ports(settings, options.root, _bus(options.root))
     facts, now = observe(ports, settings), time.time()
     before = ports.driver.memories.read()

@@ -63,8 +63,8 @@ class Surroundings(Value):
     manager: Manager
     publisher: Publisher
     read_settings: Callable[[], Settings]
-    last_good: Callable[[], Settings]
-    """What an earlier daemon has read without a fault."""
+    last_good: Callable[[Settings], Settings]
+    """What is in force while the configuration is at fault, after the settings before."""
     make_looker: Callable[[Callable[[Status], None], Callable[[Progress], None], Callable[[], bool]], Looker]
     open_sources: Callable[[Settings], Sequence[Source]]
     status_line: Callable[[Status], str]
@@ -247,8 +247,7 @@ class Daemon:
             self._config_problem = None
         except Failure as failure:
             self._config_problem = Problem(failure.code, failure.sentence, failure.remedy)
-            if not self._settings.configured:
-                self._settings = self._with.last_good()
+            self._settings = self._with.last_good(self._settings)
             self._log.error("the configuration is not used", code=str(failure.code), error=failure.sentence)
 
     # -- what is shown

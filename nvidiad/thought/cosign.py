@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.value import Value, replace
@@ -22,14 +23,16 @@ PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 """Of what cosign 3 signs: a Sigstore bundle whose statement is in a DSSE envelope."""
 CONFIG = "application/vnd.oci.image.config.v1+json"
-MAX_BYTES = 1 << 20
-"""Of one payload or bundle; those that tools make have less than a thousandth of it."""
+MAX_BYTES = 128 << 10
+"""Of one payload or bundle; those that tools make have a hundredth of it."""
 _ANNOTATION = "dev.cosignproject.cosign/signature"
 _KIND = "cosign container image signature"
 _STATEMENT = "application/vnd.in-toto+json"
 _APPROVAL = "https://sigstore.dev/cosign/sign/v1"
 """The one predicate that says: I stand for this image. An SBOM or a scan's report only describes it."""
+_REFERRING = ("", BUNDLE, "application/vnd.dev.cosign.artifact.sig.v1+json", distribution.EMPTY)
 _MOST = 64
+"""Layers of a manifest, signatures of a bundle, and signatures in all that are looked at."""
 
 
 class Seal(Value):
@@ -83,6 +86,11 @@ def manifest(
 # Reading
 
 
+def may_seal(kind: str) -> bool:
+    """Whether a referrer of this type may hold signatures; cosign 2 lists its bundles with an empty one."""
+    return kind in _REFERRING
+
+
 def material(document: Document) -> tuple[str, ...]:
     """The digests of what a manifest's signatures were made over, as far as it is of a size to be read."""
     found = (layer["digest"] for layer in _layers(document) if _readable(layer))
@@ -90,8 +98,15 @@ def material(document: Document) -> tuple[str, ...]:
 
 
 def seals(document: Document, blobs: Mapping[str, bytes]) -> Iterator[Seal]:
-    """The signatures of a manifest, by the material that was fetched; what is none is left out."""
-    for layer in _layers(document):
+    """The signatures of a manifest, by the material that was fetched; what is none is left out.
+
+    At most so many, and none twice: looking at one takes a millisecond, and who lays them down is anybody.
+    """
+    yield from islice(dict.fromkeys(_seals(document, blobs)), _MOST)
+
+
+def _seals(document: Document, blobs: Mapping[str, bytes]) -> Iterator[Seal]:
+    for layer in _layers(document)[:_MOST]:
         blob = blobs.get(str(layer.get("digest")))
         if blob is None:
             continue
@@ -132,10 +147,11 @@ def _enveloped(bundle: bytes) -> Iterator[Seal]:
     if kind != _STATEMENT or not statement or not isinstance(signatures, list):
         return
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(statement), statement)
+    stated = _stated(statement)
     for each in signatures[:_MOST]:
         signature = _decoded(_object(each).get("sig"))
         if signature:
-            yield Seal(signed, signature, _stated(statement))
+            yield Seal(signed, signature, stated)
 
 
 def _stated(statement: bytes) -> tuple[str, ...]:

@@ -234,6 +234,18 @@ def index(manifests: tuple[Descriptor, ...]) -> Document:
     return _document(OCI_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed})
 
 
+def referrers_in(body: bytes) -> tuple[tuple[str, str], ...]:
+    """The digests in an index of referrers, each with the type of artefact that it is, if that is said."""
+    listed = object_in(body).get("manifests")
+    found = []
+    for one in listed if isinstance(listed, list) else []:
+        said = one if isinstance(one, dict) else {}
+        digest, kind = said.get("digest"), said.get("artifactType")
+        if isinstance(digest, str) and DIGEST.fullmatch(digest):
+            found.append((digest, kind if isinstance(kind, str) else ""))
+    return tuple(found)
+
+
 def layers_of(document: Document, media_type: str) -> tuple[str, ...]:
     """The digests of a manifest's layers of one type."""
     found = []

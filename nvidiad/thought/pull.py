@@ -45,7 +45,9 @@ def parse_reference(text: str) -> Reference:
     head, slash, tail = name.rpartition("/")
     path, _, tag = tail.partition(":")
     first, more, _ = name.partition("/")
-    is_registry = bool(more) and (first == "localhost" or "." in first or ":" in first)
+    # A name of Docker Hub has no capitals: then it is a host's, as engines take it.
+    marks = "." in first or ":" in first or first.lower() != first
+    is_registry = bool(more) and (first == "localhost" or marks)
     if not path or re.search(r"\s|://", text):
         raise _malformed(text, "expected REGISTRY/PATH:TAG")
     return Reference(first if is_registry else DOCKER_HUB, head + slash + path, tag, digest)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.errors import Code, Failure, Transient
-from nvidiad.thought.pull import clean
+from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
+from nvidiad.thought.distribution import path_of
+from nvidiad.thought.pull import DOCKER_HUB, clean, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,10 +16,34 @@ if TYPE_CHECKING:
     from nvidiad.thought.settings import Settings
 
 
+_HUB = ("index.docker.io", "registry-1.docker.io")
+
+
 def pinned(reference: str, settings: Settings) -> str:
-    """An image reference with the digest that the configuration pins it to, if it pins it."""
-    digest = settings.trust.pins.get(reference, "")
-    return f"{reference}@{digest}" if digest else reference
+    """An image reference with the digest that the configuration pins it to, if it pins it.
+
+    Raises:
+        Failure: IMAGE_MISMATCH, where the reference has another digest already.
+    """
+    name, _, given = reference.partition("@")
+    wanted = same_name(name)
+    digest = next((pin for each, pin in settings.trust.pins.items() if same_name(each) == wanted), "")
+    if given and digest and given != digest:
+        raise Permanent(
+            Code.IMAGE_MISMATCH,
+            f"'{clean(name)}' is pinned to {digest}, and '{clean(given)}' is asked for",
+            "Correct or remove the pin in 'trust.pins'.",
+        )
+    return f"{name}@{digest}" if digest else reference
+
+
+def same_name(name: str) -> tuple[str, str, str]:
+    """An image's registry, path and tag, however they are written."""
+    parts = parse_reference(name)
+    path = parts.repository.removeprefix(f"{parts.registry}/")
+    registry = parts.registry.lower()
+    registry = DOCKER_HUB if registry in _HUB else registry
+    return registry, path_of(path, registry), parts.tag or "latest"
 
 
 def signer(

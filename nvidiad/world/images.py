@@ -152,7 +152,7 @@ class DockerImages:
         name = f"nvidiad-install-{digest.removeprefix('sha256:')[:12]}"
         lines: deque[str] = deque(maxlen=_LAST_LINES)
         with self._engine.talk(reference) as engine:
-            adopted = _adopt(engine, name, environment)
+            adopted = _adopt(engine, name, pinned, environment)
 
             def run(container: str) -> int:
                 try:
@@ -351,13 +351,14 @@ class DockerImages:
         return pulling.credentials(text, str(self._auth_file), registry)
 
 
-def _adopt(engine: Conversation, name: str, environment: list[str]) -> str | None:
+def _adopt(engine: Conversation, name: str, pinned: str, environment: list[str]) -> str | None:
     """The running installer of this digest that a killed nvidiad left behind; a dead one is removed."""
     found = engine.container(name)
     if found is None:
         return None
     roots = [e for e in found["Config"].get("Env") or [] if e.startswith("NVIDIAD_ROOT=")]
-    if found["State"].get("Running") and roots == environment:
+    ours = roots == environment and found["Config"].get("Image") == pinned
+    if found["State"].get("Running") and ours:
         return str(found["Id"])
     engine.remove(str(found["Id"]))
     return None

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path, PurePosixPath
 
-_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----\n.+?\n-----END PUBLIC KEY-----", re.DOTALL)
-_MAX_BYTES = 1 << 20
+_PEM = re.compile(rb"^-----BEGIN PUBLIC KEY-----\n[^-]+\n-----END PUBLIC KEY-----$", re.MULTILINE)
+_MAX_BYTES = 64 << 10
 _WEAKEST_RSA = 2048
 _REMEDY = (
     "Put the public key there that belongs to the key that signs the images (openssl pkey -in KEY -pubout, "
@@ -57,9 +57,11 @@ def _keys_in(file: Path) -> list[tuple[str, Any]]:
         raise _unusable(file, "the Python package 'cryptography' is not installed") from None
     try:
         with file.open("rb") as opened:
-            text = opened.read(_MAX_BYTES)
+            text = opened.read(_MAX_BYTES + 1)
     except OSError as error:
         raise _unusable(file, error.strerror or str(error)) from None
+    if len(text) > _MAX_BYTES:
+        raise _unusable(file, f"it is larger than {_MAX_BYTES} bytes")
     keys = []
     for block in _PEM.findall(text.replace(b"\r\n", b"\n")):
         try:
@@ -69,6 +71,8 @@ def _keys_in(file: Path) -> list[tuple[str, Any]]:
         if why := _weakness(key):
             raise _unusable(file, why)
         keys.append((f"{file.name} (SHA-256 {_fingerprint(key)})", key))
+    if keys and len(keys) != text.count(b"-----BEGIN"):
+        raise _unusable(file, "it holds something else than public keys in PEM, too")
     if not keys:
         private = b"PRIVATE KEY" in text
         raise _unusable(file, "it holds a private key" if private else "it holds no public key in PEM")

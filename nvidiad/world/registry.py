@@ -6,9 +6,11 @@ urllib3 is imported where it is needed: a daemon that misses no image never asks
 
 from __future__ import annotations
 
+import socket
 import threading
 import urllib.parse
-from contextlib import contextmanager
+import weakref
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ class Limits(Value):
     connections: int = 1
     tries: int = 4
     """Of one request, where the registry is away or says that it is busy."""
+    whole: float = 0
+    """For all requests together: who sends a byte at a time is never silent. 0 for no limit."""
 
 
 class Answer(Value):
@@ -71,6 +75,7 @@ class Request(Value):
     body: bytes | None = None
     writing: bool = False
     limit: int = AT_MOST
+    redirected: bool = True
 
 
 class Registry:
@@ -93,6 +98,7 @@ class Registry:
         self._authorizations: dict[str, str] = {}
         self._identifying, self._opening = threading.Lock(), threading.Lock()
         self._opened: urllib3.PoolManager | None = None
+        self._lines = _Lines(limits.whole)
 
     def ask(self, request: Request) -> Answer:
         """The answer, also one that refuses; asked again where the registry asks who we are."""
@@ -126,6 +132,7 @@ class Registry:
             if self._opened is not None:
                 self._opened.clear()
                 self._opened = None
+            self._lines.end()
 
     def _known(self, request: Request) -> tuple[bool, str]:
         """Whether a request is for the registry itself, and what it knows us by."""
@@ -168,7 +175,8 @@ class Registry:
             query += [("grant_type", "refresh_token"), ("client_id", "nvidiad"), ("refresh_token", token)]
             kind = {"Content-Type": "application/x-www-form-urlencoded"}
             form = urllib.parse.urlencode(query).encode()
-            answer = self._send(Request("POST", asked.realm, request.what, "", kind, form))
+            # Redirected, the form would be sent on to whoever that names.
+            answer = self._send(Request("POST", asked.realm, request.what, "", kind, form, redirected=False))
         else:
             url = asked.realm + ("&" if "?" in asked.realm else "?") + urllib.parse.urlencode(query)
             who = distribution.basic(self._auth) if self._auth.get("username") else ""
@@ -193,7 +201,12 @@ class Registry:
         headers = dict(request.headers) | ({"Authorization": authorization} if authorization else {})
         try:
             response = self._pool().request(
-                request.method, request.url, headers=headers, body=request.body, preload_content=False
+                request.method,
+                request.url,
+                headers=headers,
+                body=request.body,
+                preload_content=False,
+                redirect=request.redirected,
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # A ValueError: a token that can stand in no header, a redirect to what is no URL.
@@ -211,6 +224,9 @@ class Registry:
     def _whole(self, request: Request, response: urllib3.BaseHTTPResponse) -> Answer:
         flow = self._flow(request, response, decode=True)
         data = flow.read(request.limit + 1)
+        if self._lines.cut:
+            # Cut in what follows an answer, it looks whole.
+            raise self._lost(OSError(), request.what)
         if len(data) > request.limit or flow.read(1):
             detail = f"longer than the {request.limit} bytes that it may have"
             raise self.failure(Code.IMAGE_FOREIGN, request.what, detail)
@@ -241,6 +257,8 @@ class Registry:
 
         import urllib3
 
+        if self._lines.cut:
+            return self.failure(Code.REGISTRY_STALLED, what, f"not done within {self._limits.whole:g} s")
         reason = getattr(error, "reason", None)
         parts = (error, reason, *getattr(reason, "args", ()))
         if any(isinstance(part, (urllib3.exceptions.SSLError, ssl.SSLError)) for part in parts):
@@ -258,9 +276,57 @@ class Registry:
             if self._opened is None:
                 try:
                     self._opened = _open(self.base, self._limits, self._authorities)
+                    self._lines.watch(self._opened)
                 except OSError as error:  # also an authority that is none
                     raise distribution.untrusted(self.name, self.name, str(error)) from None
             return self._opened
+
+
+class _Lines:
+    """The connections of a registry, which are cut when the time for all of its requests is over.
+
+    No limit on a read does that: bytes that keep coming, be it in endless headers, reset every one of them.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._timer: threading.Timer | None = None
+        self.cut = False
+
+    def watch(self, pool: urllib3.PoolManager) -> None:
+        """Know every connection that this pool opens from now on."""
+        if not self._seconds:
+            return
+        pool.pool_classes_by_scheme = {
+            scheme: self._watched(kind) for scheme, kind in pool.pool_classes_by_scheme.items()
+        }
+        self._timer = threading.Timer(self._seconds, self._over)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _over(self) -> None:
+        self.cut = True
+        for each in tuple(self._sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def _watched(self, kind: Any) -> Any:
+        lines = self
+
+        class Line(kind.ConnectionCls):  # type: ignore[misc]
+            def _new_conn(self) -> socket.socket:
+                if lines.cut:
+                    raise OSError("there is no more time for it")
+                opened: socket.socket = super()._new_conn()
+                lines._sockets.add(opened)
+                return opened
+
+        return type(kind.__name__, (kind,), {"ConnectionCls": Line})
 
 
 def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from nvidiad.nouns import compatibility
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Progress
-from nvidiad.thought import distribution, provision, refusals
+from nvidiad.thought import distribution, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.thought.distribution import Descriptor, Document
 from nvidiad.world import registry
@@ -31,6 +31,7 @@ __all__ = ["CompatibilityLists", "Limits", "Repository"]
 _PIECE = 16 << 20
 # How registries say that they know nothing of referrers.
 _NO_API = (400, 404, 405, 501)
+_PAGES = 8
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
@@ -74,18 +75,22 @@ class Repository:
         self._same(reference if ":" in reference else _named(answer, document), document.digest, reference)
         return document
 
-    def referrers(self, digest: str) -> tuple[str, ...]:
-        """The digests of what refers to a manifest, by the API of OCI 1.1 or its fallback tag."""
+    def referrers(self, digest: str) -> tuple[tuple[str, str], ...]:
+        """What refers to a manifest, by the API of OCI 1.1 or its fallback tag: digests and types."""
+        found: list[tuple[str, str]] = []
+        place = f"/referrers/{digest}"
         headers = {"Accept": distribution.OCI_INDEX}
-        answer = self._registry.ask(self._request("GET", f"/referrers/{digest}", digest, headers))
-        found: Answer | None = answer
-        if answer.status in _NO_API:
-            # Whoever puts a referrer there keeps an index of them under a tag then.
-            found = self._find("GET", f"/manifests/{distribution.referrers_tag(digest)}", digest)
-        if found is None:
-            return ()
-        body = self._accepted(found, digest, writing=False).body
-        return provision.contents(Document(distribution.OCI_INDEX, body)).manifests
+        for _ in range(_PAGES):
+            answer = self._registry.ask(self._request("GET", place, digest, headers))
+            if answer.status in _NO_API and not found:
+                # Whoever puts a referrer there keeps an index of them under a tag then.
+                kept = self._find("GET", f"/manifests/{distribution.referrers_tag(digest)}", digest)
+                return () if kept is None else distribution.referrers_in(kept.body)
+            found += distribution.referrers_in(self._accepted(answer, digest, writing=False).body)
+            place = _next_page(answer)
+            if not place:
+                break
+        return tuple(found)
 
     def put_manifest(self, document: Document, reference: str = "") -> str:
         """Give a manifest a tag, or lay it down under its digest only; the digest."""
@@ -105,8 +110,7 @@ class Repository:
                 break
             listed = Document("", answer.body).content().get("tags")
             found += [tag for tag in listed if isinstance(tag, str)] if isinstance(listed, list) else []
-            link = answer.headers.get("link", "")
-            place = link[link.find("<") + 1 : link.find(">")] if 'rel="next"' in link else ""
+            place = _next_page(answer)
         return tuple(dict.fromkeys(found))
 
     # -- blobs ---------------------------------------------------------------------------------------
@@ -298,6 +302,12 @@ class Repository:
     def _told(self, what: str) -> str:
         """A reference, for a person."""
         return f"{self.name}{'@' if ':' in what else ':'}{what}" if what else self.name
+
+
+def _next_page(answer: Answer) -> str:
+    """Where a list goes on (RFC 8288); empty at its end."""
+    link = answer.headers.get("link", "")
+    return link[link.find("<") + 1 : link.find(">")] if 'rel="next"' in link else ""
 
 
 def _named(answer: Answer, document: Document) -> str:

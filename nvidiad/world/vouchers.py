@@ -58,7 +58,8 @@ class Vouchers:
         with closing(Repository(place, auth, limits=self._limits)) as repository:
             if repository.head(cosign.tag(digest)) is not None:
                 yield from _sealed(repository, cosign.tag(digest))
-            for each in repository.referrers(digest)[:_REFERRERS]:
+            signing = [each for each, kind in repository.referrers(digest) if cosign.may_seal(kind)]
+            for each in signing[:_REFERRERS]:
                 yield from _sealed(repository, each)
 
 

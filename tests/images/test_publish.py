@@ -462,6 +462,44 @@ def test_a_new_key_joins_the_old_one(bench: Bench, registry: Repository, tmp_pat
         assert run(bench, recipe(), signer=signer, wishes=Wishes(sign_present=True)).signed == ()
 
 
+def test_a_new_key_signs_the_index_that_hosts_resolve_a_tag_to(
+    bench: Bench, registry: Repository, tmp_path: Path
+) -> None:
+    wanted, arm = recipe(architectures=(AMD64, ARM64)), replace(NEW, architecture=ARM64)
+    run(bench, wanted, NEW, arm, signer=key(tmp_path))
+    index = registry.head("4593.2.5-535.309.01")
+    (tmp_path / "new").mkdir()
+    new = key(tmp_path / "new")
+    found = run(bench, wanted, NEW, arm, signer=new, wishes=Wishes(sign_present=True))
+    assert index in found.signed
+    (tmp_path / "public.pem").write_text(new.public())
+    assert vouchers(tmp_path / "public.pem", registry, "4593.2.5-535.309.01")
+    assert run(bench, wanted, NEW, arm, signer=new, wishes=Wishes(sign_present=True)).signed == ()
+
+
+def test_a_tag_does_not_leave_what_is_signed_for_what_is_not(
+    bench: Bench, registry: Repository, tmp_path: Path
+) -> None:
+    """Hosts with the key would refuse the index: of one of its two images nobody knows who made it."""
+    wanted, arm = recipe(architectures=(AMD64, ARM64)), replace(NEW, architecture=ARM64)
+    run(bench, wanted, NEW, signer=key(tmp_path), wishes=Wishes(architectures=(AMD64,)))
+    tag = "4593.2.5-535.309.01"
+    signed = registry.head(tag)
+    bench.salt = "by somebody else"
+    # The second architecture comes from somebody who has not the key.
+    run(bench, wanted, NEW, arm, wishes=Wishes(architectures=(ARM64,)))
+    moved = registry.head(tag)
+    registry.put_manifest(registry.manifest(signed or ""), tag)
+    found = run(bench, wanted, NEW, arm, signer=key(tmp_path))
+    assert moved != signed
+    assert registry.head(tag) == signed
+    assert any("stays with what is signed" in note for note in found.notes)
+    found = run(bench, wanted, NEW, arm, signer=key(tmp_path), wishes=Wishes(sign_present=True))
+    assert registry.head(tag) == moved
+    (tmp_path / "public.pem").write_text(key(tmp_path).public())
+    assert vouchers(tmp_path / "public.pem", registry, tag)
+
+
 def test_what_was_published_without_a_key_is_signed_later(
     bench: Bench, registry: Repository, tmp_path: Path
 ) -> None:

@@ -163,7 +163,7 @@ class Stage:
                     manager=self.systemd,
                     publisher=self,
                     read_settings=self.read,
-                    last_good=lambda: self.remembered,
+                    last_good=lambda before: before if before.configured else self.remembered,
                     make_looker=self.make_worker,
                     open_sources=self.open,
                     status_line=lambda status: status.summary,

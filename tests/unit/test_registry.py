@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from nvidiad.nouns.errors import Failure
+from nvidiad.nouns.errors import Code, Failure
 from nvidiad.thought import distribution
 from nvidiad.thought.distribution import Document
 from nvidiad.thought.pull import parse_reference
@@ -165,3 +165,98 @@ def test_a_registry_that_lists_referrers_gets_no_tag_for_them(lists: bool) -> No
     ):
         digest = repository.put_referrer(subject, "application/vnd.test+json", b"{}")
     assert kept == [digest, *([] if lists else [distribution.referrers_tag(subject.digest)])]
+
+
+def endless_body(handler: Handler) -> None:
+    handler.send_response_only(200)
+    handler.send_header("Content-Length", str(4 << 20))
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def endless_beginning(handler: Handler) -> None:
+    while True:
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def endless_trailer(handler: Handler) -> None:
+    handler.send_response_only(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"2\r\n{}\r\n0\r\n")
+    while True:
+        handler.wfile.write(b"x: y\r\n" * 1000)
+
+
+@pytest.mark.parametrize("act", [endless_body, endless_beginning, endless_trailer])
+def test_an_answer_that_never_ends_is_cut(act: Callable[[Handler], None]) -> None:
+    def until_gone(handler: Handler) -> None:
+        with suppress(OSError):
+            act(handler)
+
+    with serving(until_gone) as (registry, _):
+        limits = Limits(5, 5, tries=1, whole=0.5)
+        began = time.monotonic()
+        with closing(Repository(f"{registry}/nv", limits=limits)) as asked, pytest.raises(Failure) as caught:
+            asked.manifest(DIGEST)
+        assert caught.value.code is Code.REGISTRY_STALLED
+        assert "not done within 0.5 s" in caught.value.sentence
+        assert time.monotonic() - began < 5
+
+
+def test_a_registry_that_is_done_in_time_is_not_cut() -> None:
+    def act(handler: Handler) -> None:
+        handler.answer(200, b"{}", Docker_Content_Digest=distribution.digest_of(b"{}"))
+
+    with serving(act) as (registry, _):
+        with closing(Repository(f"{registry}/nv", limits=Limits(5, 5, whole=60))) as asked:
+            assert asked.manifest("tag").body == b"{}"
+        timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        for timer in timers:
+            timer.join(5)
+        assert not any(timer.is_alive() for timer in timers), "it still waits to cut what is over"
+
+
+def test_a_refresh_token_is_not_sent_on_to_another_host() -> None:
+    with serving(lambda handler: handler.answer(200, b'{"token": "t"}')) as (thief, stolen):
+
+        def act(handler: Handler) -> None:
+            if handler.path.startswith("/token"):
+                handler.answer(307, Location=f"http://{thief}/steal")
+            else:
+                realm = f'Bearer realm="http://{handler.headers["Host"]}/token",service="r"'
+                handler.answer(401, WWW_Authenticate=realm)
+
+        with serving(act) as (registry, seen):
+            asked = Repository(f"{registry}/nv", {"identitytoken": "secret"}, limits=Limits(5, 5))
+            with closing(asked), pytest.raises(Failure) as caught:
+                asked.head("tag")
+            assert caught.value.code is Code.REGISTRY_AUTH
+            assert [path for path, _ in seen] == ["/v2/nv/manifests/tag", "/token"]
+        assert stolen == []
+
+
+def test_referrers_are_read_to_their_last_page_with_their_types() -> None:
+    def act(handler: Handler) -> None:
+        second = "page=2" in handler.path
+        one = {"digest": "sha256:" + ("2" if second else "1") * 64, "artifactType": "x" if second else 3}
+        body = json.dumps({"manifests": [one, {"digest": "sha256:short"}, 7]}).encode()
+        here = handler.path.partition("?")[0]
+        more = {} if second else {"Link": f'<{here}?page=2>; rel="next"'}
+        handler.answer(200, body, **more)
+
+    with serving(act) as (registry, _), closing(Repository(f"{registry}/nv", limits=Limits(5, 5))) as asked:
+        assert asked.referrers(DIGEST) == (("sha256:" + "1" * 64, ""), ("sha256:" + "2" * 64, "x"))
+
+
+def test_referrers_that_never_end_are_not_read_for_ever() -> None:
+    def act(handler: Handler) -> None:
+        handler.answer(200, b"{}", Link=f'<{handler.path}>; rel="next"')
+
+    with serving(act) as (registry, seen):
+        with closing(Repository(f"{registry}/nv", limits=Limits(5, 5))) as asked:
+            assert asked.referrers(DIGEST) == ()
+        assert len(seen) == 8

@@ -123,13 +123,48 @@ def test_of_what_a_payload_speaks(blob: bytes, digests: tuple[str, ...]) -> None
         pytest.param(envelope(payload=None), [], id="no payload"),
         pytest.param(envelope(signatures=None), [], id="no signatures"),
         pytest.param(envelope(signatures=[3, {}, {"sig": "*"}, {"sig": ""}]), [], id="none that is one"),
-        pytest.param(envelope(signatures=[{"sig": "AA=="}] * 99), [(DIGEST,)] * 64, id="too many"),
+        pytest.param(envelope(signatures=[{"sig": "AA=="}] * 9), [(DIGEST,)], id="the same again"),
+        pytest.param(
+            envelope(signatures=[{"sig": base64.b64encode(bytes([n])).decode()} for n in range(99)]),
+            [(DIGEST,)] * 64,
+            id="too many",
+        ),
         pytest.param(b"{}", [], id="no envelope"),
         pytest.param(b"[" * 100_000, [], id="too deep"),
     ],
 )
 def test_of_what_a_bundle_speaks(blob: bytes, digests: list[tuple[str, ...]]) -> None:
     assert [seal.digests for seal in cosign.seals(*layered(cosign.BUNDLE, blob))] == digests
+
+
+def test_who_lays_down_thousands_of_signatures_has_few_of_them_looked_at() -> None:
+    """Every layer may name the same blob: each would be parsed and verified anew."""
+    blob = bundle()
+    layer = {"mediaType": cosign.BUNDLE, "digest": distribution.digest_of(blob), "size": len(blob)}
+    payload = cosign.payload("r/n", DIGEST)
+    signed = {"mediaType": cosign.PAYLOAD, "digest": distribution.digest_of(payload), "size": len(payload)}
+    layers: list[dict[str, Any]] = [layer] * 9000
+    layers += [
+        {**signed, "annotations": {"dev.cosignproject.cosign/signature": f"AA{n:02}"}} for n in range(90)
+    ]
+    for order in (layers, layers[::-1]):
+        document = Document("", json.dumps({"layers": order}).encode())
+        blobs = {distribution.digest_of(each): each for each in (blob, payload)}
+        assert 1 <= len(list(cosign.seals(document, blobs))) <= 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "may"),
+    [
+        ("", True),
+        (cosign.BUNDLE, True),
+        ("application/vnd.dev.cosign.artifact.sig.v1+json", True),
+        ("application/vnd.oci.empty.v1+json", True),
+        ("application/vnd.cyclonedx+json", False),
+    ],
+)
+def test_which_referrers_are_asked_for(kind: str, may: bool) -> None:  # noqa: FBT001
+    assert cosign.may_seal(kind) is may
 
 
 @pytest.mark.parametrize(
@@ -261,6 +296,20 @@ def certificate() -> bytes:
             id="one bad",
         ),
         pytest.param(None, "No such file", id="absent"),
+        pytest.param(
+            lambda: (DATA / "key.pem").read_bytes() + certificate(),
+            "something else",
+            id="a certificate, too",
+        ),
+        pytest.param(
+            lambda: (DATA / "key.pem").read_bytes() * 2 + (DATA / "key.pem").read_bytes()[:60],
+            "something else",
+            id="half a key, too",
+        ),
+        pytest.param(
+            lambda: b"# " + (DATA / "key.pem").read_bytes(), "no public key", id="one that is commented out"
+        ),
+        pytest.param(lambda: (DATA / "key.pem").read_bytes() + b"x" * 65536, "larger than", id="large"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_said_so(
@@ -340,6 +389,43 @@ def test_pins() -> None:
     assert trust.pinned(IMAGE, settings) == f"{IMAGE}@{DIGEST}"
     assert trust.pinned(f"{IMAGE}0", settings) == f"{IMAGE}0"
     assert trust.pinned(IMAGE, Settings()) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("image", "pin"),
+    [
+        ("acme/nv:1", "docker.io/acme/nv:1"),
+        ("docker.io/acme/nv:1", "acme/nv:1"),
+        ("index.docker.io/acme/nv:1", "acme/nv:1"),
+        ("nv:1", "docker.io/library/nv:1"),
+        ("reg.example/nv:1", "REG.example/nv:1"),
+        ("reg.example:5000/a/nv:1", "reg.example:5000/a/nv:1"),
+        ("reg.example/nv", "reg.example/nv:latest"),
+    ],
+)
+def test_a_pin_holds_however_the_image_is_written(image: str, pin: str) -> None:
+    settings, faults = load([("f", f'[trust.pins]\n"{pin}" = "{DIGEST}"\n')])
+    assert faults == ()
+    assert trust.pinned(image, settings) == f"{image}@{DIGEST}"
+    assert trust.pinned(f"{image}@{DIGEST}", settings) == f"{image}@{DIGEST}"
+    with pytest.raises(Failure, match="is pinned to") as caught:
+        trust.pinned(f"{image}@{OTHER}", settings)
+    assert caught.value.code is Code.IMAGE_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("image", "pin"),
+    [
+        ("reg.example/nv:1", "reg.example/nv:2"),
+        ("reg.example/nv:1", "reg.example:5000/nv:1"),
+        ("reg.example/nv:1", "other.example/nv:1"),
+        ("reg.example/a/nv:1", "reg.example/nv:1"),
+        ("acme/nv:1", "reg.example/acme/nv:1"),
+    ],
+)
+def test_a_pin_of_another_image_is_none_of_this_one(image: str, pin: str) -> None:
+    settings, _ = load([("f", f'[trust.pins]\n"{pin}" = "{DIGEST}"\n')])
+    assert trust.pinned(image, settings) == image
 
 
 # -- on the way to a tree ----------------------------------------------------------------------------

@@ -297,18 +297,28 @@ class _Run:
 
     def _move(self, pointer: matrix.Pointer) -> None:
         named = matrix.targets(pointer, self._standings)
-        if not named or (len(named) == 1 and self._registry.head(pointer.tag) == named[0].digest):
+        there = self._registry.head(pointer.tag)
+        if not named or (len(named) == 1 and there == named[0].digest):
             return
         if len(named) == 1:
             document = self._registry.manifest(named[0].digest)
         else:
             document = distribution.index(tuple(self._described(one) for one in named))
-            if self._registry.head(pointer.tag) == document.digest:
+            if there == document.digest:
+                # Hosts resolve the tag to the index: a new key has to sign that, too.
+                if self._wishes.sign_present:
+                    self._sign(there)
                 return
             self._registry.put_manifest(document)
         # A name lends no signature to what nobody with this key has signed.
         if self._wishes.sign_present or all(self._vouched(one.digest) for one in named):
             self._sign(document.digest)
+        elif there is not None and self._vouched(there):
+            self._notes.append(
+                f"'{pointer.tag}' stays with what is signed: not all of what it is to name is "
+                "(--sign-present signs it)"
+            )
+            return
         self._registry.put_manifest(document, pointer.tag)
         self._moved.append(pointer.tag)
 
