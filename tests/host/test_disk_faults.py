@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,10 @@ def test_looking_ahead_on_a_broken_disk(ahead_of: Host, case: Case) -> None:
     road.assert_nothing_half(host)
 
 
-@pytest.mark.parametrize("case", REBOOT, ids=str)
+# Each takes half a minute, after which a look that failed is repeated.
+@pytest.mark.parametrize(
+    "case", REBOOT if os.environ.get("NVIDIAD_FAULTS") == "all" else REBOOT[1:2], ids=str
+)
 def test_a_reboot_that_cannot_be_remembered_is_not_begun(ahead_of: Host, case: Case) -> None:
     """Else a host whose update does not boot would reboot for ever."""
     host = ahead_of
