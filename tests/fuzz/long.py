@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.fuzz.table import TARGETS
 from tests.fuzz.target import CORPUS, WORK
+from tests.record import note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,6 +85,7 @@ def main() -> int:
         print(
             f"{name}: {run.cases} inputs, {run.size} bytes" + (", CRASHED" if run.crash else ""), flush=True
         )
+        note("fuzz", f"{name}, for long", cases=run.cases, bytes=run.size, crashes=int(bool(run.crash)))
         if run.crash:
             crashed += 1
             print(run.crash, flush=True)

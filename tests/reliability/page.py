@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Record = dict[str, Any]
 
+_FEW = 4
 TITLES = {"fuzz": "Fuzzing", "soak": "Soak"}
 SAID = {
     "fuzz": "Inputs from outside, at random and by mutation; anything but a value or a failure is a crash.",
@@ -166,7 +167,15 @@ def _section(name: str, record: Iterable[Record]) -> str:
         return ""
     keys = list(dict.fromkeys(key for entry in entries for key in entry if key not in ("section", "name")))
     lines = [(str(entry["name"]), *(_value(entry.get(key, "")) for key in keys)) for entry in entries]
-    return f"\n## {TITLES[name]}\n\n{SAID[name]}\n\n{_table(('what', *keys), lines)}"
+    if len(lines) < _FEW:
+        # Figures of one run read better below each other.
+        titles, lines = (
+            ("what", *(line[0] for line in lines)),
+            [(key, *(line[place] for line in lines)) for place, key in enumerate(keys, 1)],
+        )
+    else:
+        titles = ("what", *keys)
+    return f"\n## {TITLES[name]}\n\n{SAID[name]}\n\n{_table(titles, lines)}"
 
 
 def _value(value: object) -> str:
