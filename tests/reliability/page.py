@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ def render(record: Sequence[Record]) -> str:
         _PARTIES,
         _parties(cases),
         _codes(),
+        _known(),
         *(_section(name, record) for name in TITLES),
     ]
     return "".join(parts).rstrip("\n") + "\n"
@@ -87,6 +89,7 @@ def _counts(record: Sequence[Record]) -> str:
         ("trees verified file by file after a case", sum(case.get("trees", 0) for case in cases)),
         ("half trees among them", sum(case.get("half", 0) for case in cases)),
         ("drivers in force that lost their tree", sum(case.get("lost", 0) for case in cases)),
+        ("faults seen not to heal without a person, see below", len(faults.KNOWN)),
         *((f"{unit} fuzzed", _sum(record, "fuzz", unit)) for unit in ("cases", "bytes")),
         ("crashes while fuzzing", _sum(record, "fuzz", "crashes")),
     ]
@@ -154,7 +157,14 @@ def _party(row: Row, cases: Sequence[Record]) -> tuple[str, ...]:
 def _codes() -> str:
     codes = sorted({str(code) for row in faults.ROWS for code in row.codes})
     listed = ", ".join(f"`{code}`" for code in codes)
-    return f"\nWhat each code asks for stands in [status.md](status.md#problems): {listed}.\n"
+    text = f"What each code asks for stands in [status.md](status.md#problems): {listed}."
+    return f"\n{textwrap.fill(text, 110, break_on_hyphens=False)}\n"
+
+
+def _known() -> str:
+    told = [f"* `{step}`, {fault}: {why}" for (step, fault), why in faults.KNOWN.items()]
+    lines = "".join(textwrap.fill(text, 110, subsequent_indent="  ") + "\n" for text in told)
+    return f"\n## What does not heal\n\n{lines}" if lines else ""
 
 
 # -- what others noted -----------------------------------------------------------------------------

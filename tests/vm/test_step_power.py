@@ -13,6 +13,7 @@ import pytest
 
 from nvidiad.nouns.steps import Step, step_name
 from tests.beds.common import CHECKOUT
+from tests.reliability import faults
 from tests.vm import road, updater
 from tests.vm.disk import RELEASES
 from tests.vm.machine import Machine
@@ -112,7 +113,9 @@ def automatic(vm: Machine) -> None:
 
 
 def configure(vm: Machine, more: str) -> None:
+    """A configuration that is on disk when the power goes."""
     vm.put(more.encode(), CONFIG)
+    vm.run(f"sync {CONFIG} {CONFIG.rpartition('/')[0]}", check=True)
 
 
 CUTS = (
@@ -170,7 +173,13 @@ def victim(
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("cut", CHOSEN, ids=str)
+def chosen(cut: Cut) -> object:
+    """A case; one that cannot be survived every time says why, as the page does."""
+    why = faults.KNOWN.get((cut.step, faults.POWER))
+    return pytest.param(cut, id=str(cut), marks=[pytest.mark.xfail(reason=why, strict=False)] if why else [])
+
+
+@pytest.mark.parametrize("cut", [chosen(cut) for cut in CHOSEN])
 def test_the_power_is_cut_in_the_middle_of_a_step(
     victim: Frozen, bed_kernels: Kernels, tmp_path: Path, cut: Cut
 ) -> None:
