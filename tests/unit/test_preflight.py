@@ -524,7 +524,20 @@ def test_an_image_says_which_devices_it_serves_and_how_many_files_it_is() -> Non
     # Three files, lib64, share, share/doc, the tree's own directory and its manifest.
     assert labels[manifests.FILES] == "8"
     assert manifests.devices({}) == ()
-    assert manifests.devices({manifests.PCI: "20b5 nonsense ../x 10de:2330"}) == ("10de:20b5", "10de:2330")
+
+
+LABELLED = {
+    "nothing": ("", ()),
+    "NVIDIA's without the vendor": ("20b5 10de:2330 1234:0001", ("10de:20b5", "10de:2330", "1234:0001")),
+    "in capitals": ("20B5 10DE:1DB6", ("10de:20b5", "10de:1db6")),
+    "nonsense among them says nothing": ("20b5 nonsense ../x 10de:2330", ()),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_devices_in_a_label(name: str) -> None:
+    label, devices = LABELLED[name]
+    assert manifests.devices({manifests.PCI: label}) == devices
 
 
 def test_cuda_is_for_every_gpu() -> None:
