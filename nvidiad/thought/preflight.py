@@ -93,7 +93,7 @@ def fitness(facts: DriverFacts, settings: Settings, tree: Tree) -> Iterator[Chec
     yield vermagic(facts)
     yield versions(facts.wanted_modules, tree)
     yield dependencies(facts, settings)
-    yield signature(facts)
+    yield signature(facts, settings)
 
 
 def warnings(facts: DriverFacts, tree: Tree | None) -> tuple[str, ...]:
@@ -266,14 +266,18 @@ def versions(modules: Sequence[ModuleFile], tree: Tree) -> Check:
 # What the kernel says to it
 
 
-def outside(modules: Sequence[ModuleFile], settings: Settings) -> tuple[str, ...]:
-    """The modules of the OS that those to be loaded depend on; none where these depend on each other."""
+def loading(modules: Sequence[ModuleFile], settings: Settings) -> tuple[ModuleFile, ...]:
+    """Those of a tree's modules that are to be loaded; none where they depend on each other."""
     try:
-        order = parse.load_order(modules, settings.driver.modules)
+        return parse.load_order(modules, settings.driver.modules)
     except ValueError:
         return ()
+
+
+def outside(modules: Sequence[ModuleFile], settings: Settings) -> tuple[str, ...]:
+    """The modules of the OS that those to be loaded depend on."""
     inside = {naming.module_name(module.name) for module in modules}
-    needed = (naming.module_name(name) for module in order for name in module.depends)
+    needed = (naming.module_name(name) for module in loading(modules, settings) for name in module.depends)
     return tuple(sorted({name for name in needed if name not in inside}))
 
 
@@ -304,11 +308,12 @@ def dependencies(facts: DriverFacts, settings: Settings) -> Check:
     return passed(name, f"kernel '{facts.kernel}' has {', '.join(needed)}")
 
 
-def signature(facts: DriverFacts) -> Check:
+def signature(facts: DriverFacts, settings: Settings) -> Check:
     """The kernel takes the modules as they are signed; whether it trusts the key, only it knows."""
     name, rules = "signature", facts.rules
     loaded = {module.name for module in facts.loaded}
-    due = [module for module in facts.wanted_modules if module.name not in loaded]
+    # A tree may have modules that nobody asks for; a driver in force is not to be blocked by these.
+    due = [module for module in loading(facts.wanted_modules, settings) if module.name not in loaded]
     if rules.closed and due:
         return failed(
             name,

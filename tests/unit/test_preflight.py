@@ -187,6 +187,7 @@ def changed(number: int, **changes: Any) -> tuple[Any, ...]:
 
 
 SIGNED = tuple(replace(module, signed=True) for module in f.MODULES)
+UNASKED = f.module("nvidia_drm", "nvidia_modeset")
 ENFORCED, CLOSED = ModuleRules(signed_only=True), ModuleRules(closed=True)
 CASES: dict[str, tuple[str, DriverFacts, Tree, State, str, str]] = {
     "everything fits: identity": (
@@ -308,6 +309,15 @@ CASES: dict[str, tuple[str, DriverFacts, Tree, State, str, str]] = {
         *("signature", f.installed(rules=CLOSED, wanted_modules=SIGNED), f.TREE, State.FAILED, "lockdown"),
         "takes no more modules (kernel.modules_disabled)",
     ),
+    "sig_enforce, and what is not signed is not asked for": (
+        "signature",
+        f.installed(rules=ENFORCED, wanted_modules=(*SIGNED, UNASKED)),
+        *(f.TREE, State.PASSED, "", "the modules are signed"),
+    ),
+    "no more modules, and the one that is left is not asked for": (
+        *("signature", f.driver(rules=CLOSED, wanted_modules=(*f.MODULES, UNASKED)), f.TREE, State.PASSED),
+        *("", "takes modules without"),
+    ),
     "no more modules, and none is due": (
         *("signature", f.driver(rules=CLOSED), f.TREE, State.PASSED, ""),
         "takes modules without",
@@ -378,6 +388,19 @@ RIVALS = {
         "0000:09:00.0 is for guests, the others free",
     ),
 }
+
+
+@pytest.mark.parametrize("rules", [CLOSED, ENFORCED], ids=["modules_disabled", "sig_enforce"])
+def test_a_driver_in_force_stays_usable_when_the_kernel_is_closed_after_boot(rules: ModuleRules) -> None:
+    facts = f.host(f.driver(rules=rules, wanted_modules=(*f.MODULES, UNASKED)))
+    plan = planner.decide(facts, f.settings(), Memory(), 0.0)
+    status = planner.assess(facts, f.settings(), plan, now=0.0)
+    assert (status.phase, status.usable) == (Phase.READY, True), status.summary
+    # A lost node is made again.
+    lost = replace(facts.driver, nodes_missing=("/dev/nvidia0",))
+    mended = activation.activate(lost, f.settings())
+    assert mended.problem is None
+    assert [step.describe() for step in mended.steps][0] == "make the device nodes"
 
 
 @pytest.mark.parametrize("name", RIVALS)
