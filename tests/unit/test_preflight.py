@@ -475,32 +475,54 @@ def test_a_driver_that_no_longer_serves_the_gpu_gives_way_to_the_one_that_did() 
     assert world.volatile.loaded["nvidia"] == "590.48.01"
 
 
-PASSING: dict[str, tuple[dict[str, Any], dict[str, Any], Code]] = {
-    "a module of the OS is missing": ({"absent": ("drm",)}, {"absent": ()}, Code.DEPENDENCY_MISSING),
-    "the kernel takes no more modules": (
-        {"rules": CLOSED},
-        {"rules": ModuleRules()},
-        Code.LOCKDOWN,
-    ),
+PASSING: dict[str, tuple[dict[str, Any], dict[str, Any], Code, int]] = {
+    "a module of the OS is missing": ({"absent": ("drm",)}, {"absent": ()}, Code.DEPENDENCY_MISSING, 1),
+    "the kernel takes no more modules": ({"rules": CLOSED}, {"rules": ModuleRules()}, Code.LOCKDOWN, 0),
 }
+"""What is wrong, what mends it, its code, and how many trials of the tree are counted by then."""
 
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_may_be_over_with_the_next_boot_is_no_refusal_for_good(name: str) -> None:
-    wrong, mended, code = PASSING[name]
+    wrong, mended, code, counted = PASSING[name]
     world = World(f.settings())
     path = world.put_tree(world.wanted())
+    on_disk = world.disk.trees[path]
     for key, value in wrong.items():
         setattr(world, key, value)
     world.boot()
     assert world.disk.current is None and world.disk.linker is None, "something is exposed"
     assert [attempt.problem.code for attempt in world.volatile.activation.attempts] == [code]
-    assert world.disk.trials.attempts == (), "another driver would take its place"
+    trials = [(attempt.reference, attempt.count) for attempt in world.disk.trials.attempts]
+    assert trials == [(choice.trial_key(on_disk), counted)] * bool(counted), "another driver takes its place"
     for key, value in mended.items():
         setattr(world, key, value)
     world.boot()
     assert world.reconciler().look(world.settings).phase is Phase.READY
     assert world.disk.current == path
+    assert world.disk.trials.attempts == (), "success does not forget"
+
+
+def test_a_driver_that_needs_what_this_os_has_not_gives_way_to_the_one_that_does_not() -> None:
+    world = World(f.settings())
+    old, new = world.wanted(), replace(world.wanted(), driver="575.57.08")
+    world.put_tree(old)
+    world.boot()
+    assert world.reconciler().look(world.settings).phase is Phase.READY
+    path = world.put_tree(new)
+    world.needy[path] = "drm_ttm_helper"
+    world.settings = f.settings('[driver]\nversion = "575.57.08"\n')
+    before = list(world.effects)
+    for _ in range(world.settings.driver.attempts):
+        world.boot()
+        for _ in range(3):
+            status = world.reconciler().look(world.settings)
+            world.clock += 4000
+    assert world.volatile.loaded["nvidia"] == f.DRIVER
+    assert status.problem is not None and status.problem.code is Code.DRIVER_FALLBACK
+    assert "need 'drm_ttm_helper', which kernel" in status.problem.sentence
+    assert world.unit(KUBELET).active == "active"
+    assert f"select {path}" not in world.effects[len(before) :]
 
 
 # -- what a tree and an image say

@@ -224,6 +224,8 @@ class World:
         self.rules = ModuleRules()
         self.absent: tuple[str, ...] = ()
         """Modules that the driver's need, and that the OS has not."""
+        self.needy: dict[str, str] = {}
+        """The module that those of a tree need and the OS has not, by the tree's path."""
         self.device = "10de:20b5"
         self.imports: dict[str, int] = {}
         """The CRCs that the modules of every tree were built with."""
@@ -663,7 +665,7 @@ class _Modules(_Part):
         return ()
 
     def unavailable(self, names: tuple[str, ...], kernel: str) -> tuple[str, ...]:
-        return self.world.absent
+        return self.world.absent or tuple(name for name in names if name in self.world.needy.values())
 
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
@@ -674,13 +676,14 @@ class _Modules(_Part):
         if build.kernel != kernel:
             return ()
         vermagic = f"{self.world.disk.module_kernels[tree]} SMP"
+        needed = (self.world.needy[tree],) if tree in self.world.needy else ()
         return tuple(
             ModuleFile(
                 name,
                 f"{tree}/lib/modules/{kernel}/{name.replace('_', '-')}.ko",
                 build.driver,
                 vermagic,
-                () if name == "nvidia" else ("nvidia",),
+                (() if name == "nvidia" else ("nvidia",)) + needed,
                 signed=tree not in self.world.disk.unsigned,
             )
             for name in NAMES
