@@ -159,7 +159,8 @@ def _tree_checks(
         if check.name != "signature":
             yield check
         if check.name == "vermagic":
-            yield examine.symbols(kernels, facts.wanted_modules, facts.kernel)
+            modules = preflight.loading(facts.wanted_modules, settings.driver.modules)
+            yield examine.symbols(kernels, modules, facts.kernel)
         if check.name == "dependencies":
             needed = preflight.outside(facts.wanted_modules, settings)
             yield examination.host_modules(needed, kernels.forbidden(needed))

@@ -266,10 +266,10 @@ def versions(modules: Sequence[ModuleFile], tree: Tree) -> Check:
 # What the kernel says to it
 
 
-def loading(modules: Sequence[ModuleFile], settings: Settings) -> tuple[ModuleFile, ...]:
+def loading(modules: Sequence[ModuleFile], wanted: Sequence[str]) -> tuple[ModuleFile, ...]:
     """Those of a tree's modules that are to be loaded; none where they depend on each other."""
     try:
-        return parse.load_order(modules, settings.driver.modules)
+        return parse.load_order(modules, wanted)
     except ValueError:
         return ()
 
@@ -277,7 +277,8 @@ def loading(modules: Sequence[ModuleFile], settings: Settings) -> tuple[ModuleFi
 def outside(modules: Sequence[ModuleFile], settings: Settings) -> tuple[str, ...]:
     """The modules of the OS that those to be loaded depend on."""
     inside = {naming.module_name(module.name) for module in modules}
-    needed = (naming.module_name(name) for module in loading(modules, settings) for name in module.depends)
+    order = loading(modules, settings.driver.modules)
+    needed = (naming.module_name(name) for module in order for name in module.depends)
     return tuple(sorted({name for name in needed if name not in inside}))
 
 
@@ -313,7 +314,8 @@ def signature(facts: DriverFacts, settings: Settings) -> Check:
     name, rules = "signature", facts.rules
     loaded = {module.name for module in facts.loaded}
     # A tree may have modules that nobody asks for; a driver in force is not to be blocked by these.
-    due = [module for module in loading(facts.wanted_modules, settings) if module.name not in loaded]
+    wanted = loading(facts.wanted_modules, settings.driver.modules)
+    due = [module for module in wanted if module.name not in loaded]
     if rules.closed and due:
         return failed(
             name,

@@ -44,10 +44,12 @@ class Kernels:
         own = _own(folder)
         if not own:
             return Known({}, why=f"'{folder}' has no modules of the OS's own")
-        if (whole := self._symvers(kernel, folder)) is not None:
-            path, text = whole
-            crcs = {name: export.crc for name, export in symbols.symvers(text).items() if export.crc}
-            return Known(crcs, source=f"'{path}'", whole=bool(crcs), vermagic=_vermagic(own))
+        if (listed := self._symvers(kernel, folder)) is not None:
+            path, text = listed
+            crcs = {name: export.crc for name, export in symbols.symvers(text).items()}
+            # Some exports have none; where nothing has, the kernel was built without MODVERSIONS.
+            whole = any(crcs.values())
+            return Known(crcs if whole else {}, source=f"'{path}'", whole=whole, vermagic=_vermagic(own))
         return _gathered(folder, own, wanted)
 
     def forbidden(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

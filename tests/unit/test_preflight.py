@@ -400,7 +400,7 @@ def test_a_driver_in_force_stays_usable_when_the_kernel_is_closed_after_boot(rul
     lost = replace(facts.driver, nodes_missing=("/dev/nvidia0",))
     mended = activation.activate(lost, f.settings())
     assert mended.problem is None
-    assert [step.describe() for step in mended.steps][0] == "make the device nodes"
+    assert mended.steps[0].describe() == "make the device nodes"
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -499,8 +499,7 @@ def test_what_may_be_over_with_the_next_boot_is_no_refusal_for_good(name: str) -
         setattr(world, key, value)
     world.boot()
     assert world.reconciler().look(world.settings).phase is Phase.READY
-    assert world.disk.current == path
-    assert world.disk.trials.attempts == (), "success does not forget"
+    assert (world.disk.current, world.disk.trials.attempts) == (path, ()), "success does not forget"
 
 
 def test_a_driver_that_needs_what_this_os_has_not_gives_way_to_the_one_that_does_not() -> None:

@@ -229,6 +229,8 @@ class World:
         self.device = "10de:20b5"
         self.imports: dict[str, int] = {}
         """The CRCs that the modules of every tree were built with."""
+        self.imports_of: dict[str, dict[str, int]] = {}
+        """Those of one module, by the name of its file, where they are others."""
         self.known = Known({}, why="nobody looked")
         self.forgetful: Failure | None = None
         """Why the daemon's memory cannot be written."""
@@ -722,9 +724,9 @@ class _Modules(_Part):
 class _Kernels(_Part):
     def imports(self, paths: tuple[str, ...]) -> tuple[Imports, ...]:
         return tuple(
-            Imports(path.rpartition("/")[2], path, self.world.imports)
+            Imports(name, path, self.world.imports_of.get(name, self.world.imports))
             for path in paths
-            if self.world.imports
+            if (name := path.rpartition("/")[2]) and self.world.imports
         )
 
     def symbols(self, kernel: str, wanted: frozenset[str]) -> Known:
