@@ -10,6 +10,7 @@ from nvidiad.nouns.errors import Failure, Permanent
 from nvidiad.nouns.model import Flavour, Tree
 from nvidiad.thought import examination, preflight
 from nvidiad.thought.preflight import failed, skipped
+from nvidiad.verbs.observer import known_good
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,7 +59,8 @@ def _is_of_another_os(build: Build, driver: DriverPorts) -> bool:
 
 def _served(driver: DriverPorts, tree: Tree) -> Check:
     loaded = {module.name: module.version for module in driver.modules.loaded()}
-    return preflight.served(driver.gpus.list(), tree, loaded=loaded.get("nvidia"))
+    good = preflight.seen_ready(tree, known_good(driver.memories.read()), driver.trees.list())
+    return preflight.served(driver.gpus.list(), tree, loaded=loaded.get("nvidia"), good=good)
 
 
 def symbols(kernels: Kernels, modules: tuple[ModuleFile, ...], kernel: str) -> Check:

@@ -12,7 +12,7 @@ import pytest
 
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import Gpu, Phase
+from nvidiad.nouns.model import Gpu, Memory, Phase
 from nvidiad.nouns.value import replace
 from nvidiad.thought import examination, symbols
 from nvidiad.thought.examination import Room
@@ -361,12 +361,31 @@ def test_a_tree_is_compared_with_the_kernel_that_it_is_for(name: str) -> None:
 
 def test_an_image_that_serves_no_gpu_here_is_refused_before_its_installer_runs() -> None:
     world = World(f.settings())
+    world.device = "10de:1db6"
     labels = manifests.labels(replace(manifest_of(world.wanted()), pci=("10de:2330",)), "0" * 64)
     image = world.push(labels=labels)
-    assert "is not among the devices" in refused(world, Code.GPU_UNSUPPORTED)
+    assert "needs the proprietary modules" in refused(world, Code.FLAVOUR_WRONG)
     assert f"install {image.digest}" not in world.effects
     world.device = "10de:2330"
     world.clock += 1000
+    assert look(world).phase is Phase.READY
+
+
+def test_an_image_that_only_does_not_name_the_gpu_is_tried() -> None:
+    world = World(f.settings())
+    labels = manifests.labels(replace(manifest_of(world.wanted()), pci=("10de:2330",)), "0" * 64)
+    world.pci = ("10de:2330",)
+    world.push(labels=labels)
+    status = look(world)
+    assert (status.phase, status.warnings) == (Phase.READY, ()), "what drives a GPU serves it"
+
+
+def test_a_driver_that_was_ready_here_is_taken_for_the_next_os_too() -> None:
+    """A rule that is wrong of one GPU must not hold a host that proves it."""
+    world = World(f.settings())
+    world.device = "10de:1db6"
+    world.disk.memory = Memory(last_good=f"/opt/nvidia/{f.DRIVER}/3900.0.0")
+    world.push()
     assert look(world).phase is Phase.READY
 
 

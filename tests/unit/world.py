@@ -227,6 +227,8 @@ class World:
         self.needy: dict[str, str] = {}
         """The module that those of a tree need and the OS has not, by the tree's path."""
         self.device = "10de:20b5"
+        self.pci: tuple[str, ...] = ()
+        """The devices that the manifest of every tree names."""
         self.imports: dict[str, int] = {}
         """The CRCs that the modules of every tree were built with."""
         self.imports_of: dict[str, dict[str, int]] = {}
@@ -351,7 +353,7 @@ class World:
     ) -> str:
         path = str(naming.tree_path(PurePosixPath(ROOT), build))
         tree = Tree(path, build, Flavour.OPEN, ("libcuda.so.1",), firmware=True, identity=identity)
-        self.disk.trees[path] = replace(tree, installed=self.clock)
+        self.disk.trees[path] = replace(tree, installed=self.clock, pci=self.pci)
         self.disk.refused[path] = refused
         self.disk.module_kernels[path] = module_kernel or build.kernel
         self.disk.faulty[path] = faulty
