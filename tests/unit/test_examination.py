@@ -19,7 +19,7 @@ from nvidiad.thought.examination import Room
 from nvidiad.thought.preflight import State, failed, passed, skipped, warned
 from nvidiad.thought.symbols import Imports, Known
 from nvidiad.verbs import examine
-from nvidiad.world.kernels import MODULES_AT_MOST, Kernels
+from nvidiad.world.kernels import BYTES_AT_MOST, MODULES_AT_MOST, Kernels
 from tests.payload import elf
 from tests.unit import facts as f
 from tests.unit.trees import make_tree
@@ -214,6 +214,26 @@ def test_a_list_with_exports_that_have_no_crc(tmp_path: Path, layout: int, crcs:
     rows = "".join(f"0x{crc:08x}\t{name}\tvmlinux\tEXPORT_SYMBOL\t\n" for name, crc in exports.items())
     found = on_disk(tmp_path, {"modules.dep": DEP, "symvers": rows, "kernel/fs/a.ko": ko(dict([PRINTK]))})
     assert (found.crcs, found.whole) == (crcs, bool(crcs))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".ko", bytes), (".ko.gz", gzip.compress)], ids=["plain", "gz"]
+)
+def test_a_module_that_needs_more_memory_than_the_daemon_may_have_is_left_out(
+    tmp_path: Path, suffix: str, pack: Any
+) -> None:
+    large = ko(dict([LAYOUT, OPEN]))
+    large += bytes(BYTES_AT_MOST + 1 - len(large))
+    found = on_disk(
+        tmp_path,
+        {
+            "modules.dep": f"kernel/drm/amdgpu{suffix}:\nkernel/fs/a.ko:\n",
+            f"kernel/drm/amdgpu{suffix}": pack(large),
+            "kernel/fs/a.ko": ko(dict([LAYOUT])),
+        },
+    )
+    assert found.crcs == dict([LAYOUT])
+    assert "1 modules in" in found.source
 
 
 def test_it_stops_reading_when_it_knows_enough(tmp_path: Path) -> None:
