@@ -73,7 +73,7 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
     yield _gpus(facts)
     yield preflight.rivals(facts, tree)
     yield from _tree_checks(facts, settings, tree, ports, options.root)
-    yield _signature(facts, options.root)
+    yield _signature(facts, settings, options.root)
     yield _fabric(facts, settings, tree, options.root)
     yield _space(facts, ports)
     if settings.configured:
@@ -174,7 +174,8 @@ def _tree_checks(
         if check.name != "signature":
             yield check
         if check.name == "vermagic":
-            yield examine.symbols(kernels, facts.wanted_modules, facts.kernel)
+            modules = preflight.loading(facts.wanted_modules, settings.driver.modules)
+            yield examine.symbols(kernels, modules, facts.kernel)
         if check.name == "dependencies":
             needed = preflight.outside(facts.wanted_modules, settings)
             yield examination.host_modules(needed, kernels.forbidden(needed))
@@ -190,11 +191,11 @@ def _files(tree: Tree, ports: DriverPorts) -> Check:
     return passed("tree", f"every file of '{tree.path}' is as its manifest says")
 
 
-def _signature(facts: DriverFacts, root: Path) -> Check:
+def _signature(facts: DriverFacts, settings: Settings, root: Path) -> Check:
     told = root / "sys/kernel/security/lockdown"
     if told.exists() and not os.access(told, os.R_OK):
         return skipped("signature", f"this user cannot read '{told}'")
-    return preflight.signature(facts)
+    return preflight.signature(facts, settings)
 
 
 def _fabric(facts: DriverFacts, settings: Settings, tree: Tree | None, root: Path) -> Check:

@@ -226,8 +226,10 @@ def labelled(labels: Mapping[str, str]) -> Build:
 
 def devices(labels: Mapping[str, str]) -> tuple[str, ...]:
     """The devices that an image says its driver serves; none where it does not say, or says nonsense."""
-    found = (each if ":" in each else f"{_NVIDIA}{each}" for each in labels.get(PCI, "").split())
-    return tuple(device for device in found if _PCI.fullmatch(device))
+    words = labels.get(PCI, "").lower().split()
+    found = tuple(each if ":" in each else f"{_NVIDIA}{each}" for each in words)
+    # Half a list would deny the other half of the devices.
+    return found if all(map(_PCI.fullmatch, found)) else ()
 
 
 def check_labels(labels: Mapping[str, str], build: Build) -> None:

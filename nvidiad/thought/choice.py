@@ -113,8 +113,13 @@ def _known_good(facts: DriverFacts, settings: Settings) -> Tree | None:
     known = next((by_path[path] for path in facts.good if path in by_path), None)
     if known:
         return known
-    drivers = [path.split("/")[-2] for path in facts.good if path.count("/") > 1]
+    drivers = map(driver_of, facts.good)
     return next((tree for driver in drivers for tree in here if tree.build.driver == driver), None)
+
+
+def driver_of(path: str) -> str:
+    """The driver of a tree, by its path: the tree itself may be gone."""
+    return path.split("/")[-2] if path.count("/") > 1 else ""
 
 
 def fallback_problem(facts: DriverFacts, settings: Settings) -> Problem | None:

@@ -33,10 +33,25 @@ _OPEN_ONLY = ((0x2340, 0x237F), (0x2900, 0xFFFF))
 def unserved(
     device: str, driver: str, flavour: Flavour | None, pci: Sequence[str]
 ) -> tuple[Code, str, str] | None:
-    """Why a driver does not serve a device, as the end of a sentence that begins with the GPU, and a remedy.
+    """Why a driver may not serve a device, as the end of a sentence that begins with the GPU, and a remedy.
 
     An empty list says nothing; what is certain of a whole generation of GPUs is told all the same.
     """
+    if never := hopeless(device, driver, flavour, pci):
+        return never
+    if not pci or device in pci:
+        return None
+    return (
+        Code.GPU_UNSUPPORTED,
+        f"may not be served by driver {driver} ({flavour}): it is none of the devices that its image names",
+        "Where it stays without, set 'driver.version' to one that serves it (a newer one for a new GPU).",
+    )
+
+
+def hopeless(
+    device: str, driver: str, flavour: Flavour | None, pci: Sequence[str]
+) -> tuple[Code, str, str] | None:
+    """The same, where it is certain: no driver of this branch or flavour serves GPUs of this generation."""
     if device in pci:
         return None
     number = int(device.partition(":")[2], 16)
@@ -61,13 +76,7 @@ def unserved(
             f"needs the open modules, and those of driver {driver} here are the proprietary ones",
             f"Publish the image of driver {driver} with the open flavour.",
         )
-    if not pci:
-        return None
-    return (
-        Code.GPU_UNSUPPORTED,
-        f"is not served by driver {driver} ({flavour}): it is not among the devices that its image names",
-        "Set 'driver.version' to a driver that serves it (a newer one, where the GPU is new).",
-    )
+    return None
 
 
 def _within(number: int, ids: tuple[int, int]) -> bool:

@@ -88,28 +88,25 @@ def listed(words: Sequence[str], more: str = "more") -> str:
 def fitness(facts: DriverFacts, settings: Settings, tree: Tree) -> Iterator[Check]:
     """Everything that is known of a tree on this host without reading more than activation does."""
     yield identity(tree, facts.machine, facts.release.id)
-    yield served(facts.gpus, tree, loaded=_loaded(facts), good=tree.path in facts.good)
+    yield _served(facts, tree)
     yield content(facts, settings, tree)
     yield vermagic(facts)
     yield versions(facts.wanted_modules, tree)
     yield dependencies(facts, settings)
-    yield signature(facts)
+    yield signature(facts, settings)
 
 
 def warnings(facts: DriverFacts, tree: Tree | None) -> tuple[str, ...]:
     """What a person should know of a host whose driver can be used."""
     if tree is None or not facts.gpus:
         return ()
-    checks = (
-        rivals(facts, tree),
-        served(facts.gpus, tree, loaded=_loaded(facts), good=tree.path in facts.good),
-    )
+    checks = (rivals(facts, tree), _served(facts, tree))
     return tuple(check.sentence for check in checks if check.state is State.WARNING)
 
 
-def _loaded(facts: DriverFacts) -> str | None:
-    module = choice.core(facts)
-    return module.version if module else None
+def _served(facts: DriverFacts, tree: Tree) -> Check:
+    module, good = choice.core(facts), seen_ready(tree, facts.good, facts.trees)
+    return served(facts.gpus, tree, loaded=module.version if module else None, good=good)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -119,7 +116,7 @@ def _loaded(facts: DriverFacts) -> str | None:
 def rivals(facts: DriverFacts, tree: Tree | None) -> Check:
     """No other driver has a GPU that this one is for."""
     name = "rivals"
-    held = [gpu for gpu in facts.gpus if gpu.bound in RIVALS and (tree is None or _lists(tree, gpu))]
+    held = [gpu for gpu in _meant(facts.gpus, tree) if gpu.bound in RIVALS]
     if held:
         gpu = held[0]
         return failed(
@@ -148,13 +145,14 @@ def rivals(facts: DriverFacts, tree: Tree | None) -> Check:
 
 
 def served(gpus: Sequence[Gpu], tree: Tree, *, loaded: str | None = None, good: bool = False) -> Check:
-    """The driver is for at least one of the host's GPUs, those of guests and NVSwitches aside.
+    """The driver may be for at least one of the host's GPUs, those of guests and NVSwitches aside.
 
-    A GPU that the same driver has already is served, whatever a list says; and so is what this tree was once
-    seen ready with.
+    Only what is certain of a generation of GPUs is held against a driver: a list may lack what the driver
+    serves, and insmod tells. A GPU that the same driver has already is served, whatever a list says; and a
+    driver that was seen ready here is tried again.
     """
     name = "served"
-    ours = [gpu for gpu in gpus if not gpu.switch and gpu.bound not in choice.GUESTS]
+    ours = _ours(gpus)
     if not ours:
         return skipped(name, "there is no GPU to serve")
     reasons = {
@@ -168,18 +166,38 @@ def served(gpus: Sequence[Gpu], tree: Tree, *, loaded: str | None = None, good: 
             return skipped(name, "the manifest does not say which devices the driver serves")
         kinds = listed(list(dict.fromkeys(gpu.device for gpu in ours)))
         return passed(name, f"driver {tree.build.driver} ({tree.flavour}) serves {kinds}")
-    gpu = next(iter(reasons))
+    hopeless = [gpu for gpu in reasons if _hopeless(tree, gpu)]
+    gpu = next(iter(hopeless or reasons))
     code, why, remedy = reasons[gpu]
     sentence = f"the GPU at {gpu.address} ({gpu.device}) {why}"
-    if len(reasons) < len(ours) or good:
+    if len(hopeless) < len(ours) or good:
         return warned(name, code, sentence, remedy)
     others = len(ours) - 1
     sentence += f", like {others} more" if others else ""
     return failed(name, code, sentence, remedy)
 
 
-def _lists(tree: Tree, gpu: Gpu) -> bool:
-    return devices.unserved(gpu.device, tree.build.driver, tree.flavour, tree.pci) is None
+def seen_ready(tree: Tree, good: Sequence[str], trees: Sequence[Tree]) -> bool:
+    """Whether this driver, in this flavour, was ready on this host, on whichever release of the OS."""
+    others = {each.path for each in trees if tree.flavour not in (None, each.flavour)}
+    return any(choice.driver_of(path) == tree.build.driver and path not in others for path in good)
+
+
+def _ours(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """Without NVSwitches and those of guests."""
+    return [gpu for gpu in gpus if not gpu.switch and gpu.bound not in choice.GUESTS]
+
+
+def _hopeless(tree: Tree, gpu: Gpu) -> bool:
+    return devices.hopeless(gpu.device, tree.build.driver, tree.flavour, tree.pci) is not None
+
+
+def _meant(gpus: Sequence[Gpu], tree: Tree | None) -> Sequence[Gpu]:
+    """The GPUs that a tree is for: those on its list, or where none is all that it may serve."""
+    if tree is None:
+        return gpus
+    possible = [gpu for gpu in _ours(gpus) if not _hopeless(tree, gpu)]
+    return [gpu for gpu in possible if gpu.device in tree.pci] or possible
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -266,13 +284,18 @@ def versions(modules: Sequence[ModuleFile], tree: Tree) -> Check:
 # What the kernel says to it
 
 
-def outside(modules: Sequence[ModuleFile], settings: Settings) -> tuple[str, ...]:
-    """The modules of the OS that those to be loaded depend on; none where these depend on each other."""
+def loading(modules: Sequence[ModuleFile], wanted: Sequence[str]) -> tuple[ModuleFile, ...]:
+    """Those of a tree's modules that are to be loaded; none where they depend on each other."""
     try:
-        order = parse.load_order(modules, settings.driver.modules)
+        return parse.load_order(modules, wanted)
     except ValueError:
         return ()
+
+
+def outside(modules: Sequence[ModuleFile], settings: Settings) -> tuple[str, ...]:
+    """The modules of the OS that those to be loaded depend on."""
     inside = {naming.module_name(module.name) for module in modules}
+    order = loading(modules, settings.driver.modules)
     needed = (naming.module_name(name) for module in order for name in module.depends)
     return tuple(sorted({name for name in needed if name not in inside}))
 
@@ -304,11 +327,13 @@ def dependencies(facts: DriverFacts, settings: Settings) -> Check:
     return passed(name, f"kernel '{facts.kernel}' has {', '.join(needed)}")
 
 
-def signature(facts: DriverFacts) -> Check:
+def signature(facts: DriverFacts, settings: Settings) -> Check:
     """The kernel takes the modules as they are signed; whether it trusts the key, only it knows."""
     name, rules = "signature", facts.rules
     loaded = {module.name for module in facts.loaded}
-    due = [module for module in facts.wanted_modules if module.name not in loaded]
+    # A tree may have modules that nobody asks for; a driver in force is not to be blocked by these.
+    wanted = loading(facts.wanted_modules, settings.driver.modules)
+    due = [module for module in wanted if module.name not in loaded]
     if rules.closed and due:
         return failed(
             name,

@@ -44,6 +44,10 @@ def bring_up(
         # No module is tried, and none would come in however often: another driver may.
         key = choice.refusal_key(tree, facts, settings)
         _write(ports, backoff.failed(before, Attempt(key, 1, now, plan.problem)), log)
+    if tree and plan.problem and _is_missed(plan, facts):
+        # Tried like one that insmod refuses: it may be there the next time, and where it never is, the last
+        # driver known good returns.
+        _write(ports, backoff.failed(before, Attempt(choice.trial_key(tree), 1, now, plan.problem)), log)
     if tree is None or not any(isinstance(step, LoadModule) for step in plan.steps):
         return engine.execute(plan)
     key = choice.trial_key(tree)
@@ -66,6 +70,11 @@ def _is_refused(plan: Plan, facts: DriverFacts) -> bool:
     # What cannot be read may be readable the next time, and a kernel that takes nothing any more boots anew.
     begun = facts.loaded or plan.steps or facts.tree_problem or facts.rules.closed
     return not begun and plan.problem is not None and plan.problem.code in _FOR_GOOD
+
+
+def _is_missed(plan: Plan, facts: DriverFacts) -> bool:
+    begun = facts.loaded or plan.steps
+    return not begun and plan.problem is not None and plan.problem.code is Code.DEPENDENCY_MISSING
 
 
 def _known(trials: Memory, facts: DriverFacts) -> Memory:

@@ -41,7 +41,7 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nvidiad.nouns.model import Build, Progress
     from nvidiad.nouns.plan import Plan
@@ -177,9 +177,12 @@ class Engine(DriverEngine):
         *,
         seconds: Callable[[], float],
         tell: Callable[[Progress], None],
+        modules: Sequence[str] = (),
     ) -> None:
+        """`modules` are those that are to be loaded; where nobody says, it may be all of a tree."""
         super().__init__(ports.driver, log, seconds=seconds)
         self._ports = ports
+        self._modules = modules
         self._report_progress = tell
         self._digests: dict[str, str] = {}
 
@@ -287,7 +290,7 @@ class Engine(DriverEngine):
             trees.verify(tree, build)
             if build.kind is Kind.DRIVER:
                 self._check_kernel(tree, build)
-                examine.refuse_tree(self._ports, tree, build)
+                examine.refuse_tree(self._ports, tree, build, self._modules)
         except Failure:
             # It was not there before this step, or was of no use: nothing that works is lost with it.
             trees.remove(tree)

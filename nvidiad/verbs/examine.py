@@ -10,9 +10,10 @@ from nvidiad.nouns.errors import Failure, Permanent
 from nvidiad.nouns.model import Flavour, Tree
 from nvidiad.thought import examination, preflight
 from nvidiad.thought.preflight import failed, skipped
+from nvidiad.verbs.observer import known_good
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nvidiad.nouns.model import Build, ModuleFile
     from nvidiad.thought.preflight import Check
@@ -27,25 +28,39 @@ def refuse_image(ports: Ports, labels: Mapping[str, str], build: Build) -> None:
     _refuse([_served(ports.driver, image)])
 
 
-def refuse_tree(ports: Ports, path: str, build: Build) -> None:
-    """Refuse a tree that was just laid down and cannot come up here."""
+def refuse_tree(ports: Ports, path: str, build: Build, wanted: Sequence[str] = ()) -> None:
+    """Refuse a tree that was just laid down and cannot come up here.
+
+    `wanted` are the modules that are to be loaded; where nobody says, all of the tree's are looked at.
+    """
     tree = next((tree for tree in ports.driver.trees.list() if tree.path == path), None)
     if tree is not None:
-        _refuse(_tree_checks(ports, tree, build))
+        _refuse(_tree_checks(ports, tree, build, wanted))
 
 
-def _tree_checks(ports: Ports, tree: Tree, build: Build) -> Iterator[Check]:
+def _tree_checks(ports: Ports, tree: Tree, build: Build, wanted: Sequence[str]) -> Iterator[Check]:
     driver = ports.driver
     yield preflight.identity(tree, driver.host.machine())
     yield _served(driver, tree)
     modules = driver.modules.read(tree.path, build.kernel)
     yield preflight.versions(modules, tree)
-    yield symbols(ports.kernels, modules, build.kernel)
+    if not _is_of_another_os(build, driver):
+        yield symbols(ports.kernels, preflight.loading(modules, wanted) if wanted else modules, build.kernel)
+
+
+def _is_of_another_os(build: Build, driver: DriverPorts) -> bool:
+    """Whether the kernel's modules on disk are those of another build, whatever its release is called.
+
+    An OS that is replaced as a whole brings its kernel with it; one in place has both kernels on disk.
+    """
+    running, kernel = driver.host.release().version, driver.host.kernel()
+    return build.os_version not in (running, kernel) and build.kernel == kernel
 
 
 def _served(driver: DriverPorts, tree: Tree) -> Check:
     loaded = {module.name: module.version for module in driver.modules.loaded()}
-    return preflight.served(driver.gpus.list(), tree, loaded=loaded.get("nvidia"))
+    good = preflight.seen_ready(tree, known_good(driver.memories.read()), driver.trees.list())
+    return preflight.served(driver.gpus.list(), tree, loaded=loaded.get("nvidia"), good=good)
 
 
 def symbols(kernels: Kernels, modules: tuple[ModuleFile, ...], kernel: str) -> Check:

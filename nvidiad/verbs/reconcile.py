@@ -74,7 +74,13 @@ class Reconciler:
             publish=self._publish,
             write=self._write,
         )
-        engine = Engine(ports, self._log, seconds=self._seconds, tell=watch.over(self._report_progress))
+        engine = Engine(
+            ports,
+            self._log,
+            seconds=self._seconds,
+            tell=watch.over(self._report_progress),
+            modules=settings.driver.modules,
+        )
         memory = self._unwritten[0] if self._unwritten else ports.driver.memories.read()
         if forced:
             memory = backoff.forgive(memory)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Permanent
@@ -15,10 +15,12 @@ from nvidiad.thought.symbols import Imports, Known
 from nvidiad.world import files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 # Enough to meet what a driver imports; the rest of some thousand would add little.
 MODULES_AT_MOST = 150
+# The daemon may have 512 MB, and a module with its debugging symbols can have more.
+BYTES_AT_MOST = 64 << 20
 _MODPROBE = ("etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d")
 _SYMVERS = ("symvers", "symvers.gz", "symvers.xz", "symvers.zst")
 # Neighbours of a GPU's driver import what that does.
@@ -44,10 +46,12 @@ class Kernels:
         own = _own(folder)
         if not own:
             return Known({}, why=f"'{folder}' has no modules of the OS's own")
-        if (whole := self._symvers(kernel, folder)) is not None:
-            path, text = whole
-            crcs = {name: export.crc for name, export in symbols.symvers(text).items() if export.crc}
-            return Known(crcs, source=f"'{path}'", whole=bool(crcs), vermagic=_vermagic(own))
+        if (listed := self._symvers(kernel, folder)) is not None:
+            path, text = listed
+            crcs = {name: export.crc for name, export in symbols.symvers(text).items()}
+            # Some exports have none; where nothing has, the kernel was built without MODVERSIONS.
+            whole = any(crcs.values())
+            return Known(crcs if whole else {}, source=f"'{path}'", whole=whole, vermagic=_vermagic(own))
         return _gathered(folder, own, wanted)
 
     def forbidden(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -141,35 +145,35 @@ def _reader(data: bytes) -> Callable[[int, int], bytes]:
 
 
 def _read(path: Path) -> bytes | None:
-    """A file, decompressed; None where there is none, or none that this Python can read."""
+    """A file, decompressed; None where there is none, or none that can be read here in little memory."""
+    try:
+        unpack, broken = _format(path.suffix)
+        if path.stat().st_size > BYTES_AT_MOST:
+            return None
+        with unpack(path) as file:
+            data = file.read(BYTES_AT_MOST + 1)
+    except ImportError:
+        return None
+    except (OSError, EOFError, ValueError, broken):
+        return None
+    return data if len(data) <= BYTES_AT_MOST else None
+
+
+def _format(suffix: str) -> tuple[Callable[[Path], BinaryIO], type[Exception]]:
+    """How a file of this kind is opened, and what is raised where it is broken."""
     import gzip
     import lzma
     import zlib
-
-    try:
-        data = path.read_bytes()
-        match path.suffix:
-            case ".xz":
-                return lzma.decompress(data)
-            case ".gz":
-                return gzip.decompress(data)
-            case ".zst":
-                return next(_zstd(data), None)
-            case _:
-                return data
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error):
-        return None
-
-
-def _zstd(data: bytes) -> Iterator[bytes]:
-    """Python learns this format in 3.14."""
     from importlib import import_module
 
-    try:
-        zstd = import_module("compression.zstd")
-    except ImportError:
-        return
-    try:
-        yield zstd.decompress(data)
-    except zstd.ZstdError:
-        return
+    match suffix:
+        case ".xz":
+            return cast("Callable[[Path], BinaryIO]", lzma.open), lzma.LZMAError
+        case ".gz":
+            return cast("Callable[[Path], BinaryIO]", gzip.open), zlib.error
+        case ".zst":
+            # Python learns this format in 3.14.
+            zstd = import_module("compression.zstd")
+            return zstd.open, zstd.ZstdError
+        case _:
+            return lambda path: path.open("rb"), OSError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.host import road
-from tests.host.machine import GPU, RELEASE
+from tests.host.machine import RELEASE
 from tests.payload import builder, image
 from tests.payload.builder import Fault
 
@@ -85,19 +85,7 @@ BAD = {
         ("nvidia-modeset.ko", "9.9.9-other SMP preempt mod_unload", RELEASE[1]),
         Fault.WRONG_VERMAGIC,
     ),
-    # What this host has.
-    "serves no GPU of the host": Bad(
-        "gpu-unsupported",
-        (f"{GPU[0]} (10de:{GPU[1]}) is not served by driver {NEW} (open)",),
-        Fault.OTHER_GPUS,
-        stays_out=True,
-    ),
-    "serves none, and its labels do not say so": Bad(
-        "gpu-unsupported",
-        (f"{GPU[0]} (10de:{GPU[1]}) is not served by driver {NEW} (open)",),
-        Fault.OTHER_GPUS,
-        labels=without("pci"),
-    ),
+    # What this host is.
     "for another machine": Bad("image-mismatch", ("'aarch64'", "'x86_64'"), Fault.OTHER_MACHINE),
     # What is in it, against itself.
     "a module of another driver": Bad(
@@ -108,6 +96,18 @@ BAD = {
     ),
     "good, but says otherwise": Bad(
         "image-mismatch", ("'9.9.9-other'", RELEASE[1]), labels=but(kernel="9.9.9-other"), stays_out=True
+    ),
+}
+
+SECOND, VOLTA = "0000:02:00.0", "1db6"
+VAIN = {
+    "serves no GPU of the host": Bad(
+        "flavour-wrong", (f"{SECOND} (10de:{VOLTA}) needs the proprietary modules",), stays_out=True
+    ),
+    "serves none, and its labels do not say so": Bad(
+        "flavour-wrong",
+        (f"{SECOND} (10de:{VOLTA}) needs the proprietary modules",),
+        labels=without("flavour"),
     ),
 }
 
@@ -211,3 +211,35 @@ def test_without_any_driver_a_bad_image_holds_the_kubelet_until_there_is_a_good_
     road.wait_ready(host)
     host.wait(lambda: road.witnessed(host), "the kubelet has looked around")
     road.assert_never_early(host, starts=1)
+
+
+@pytest.mark.parametrize("name", VAIN)
+def test_an_image_whose_driver_serves_no_gpu_of_the_host_is_refused(shared: Host, name: str) -> None:
+    host, bad = shared, VAIN[name]
+    road.strip(host)
+    host.gpu_remove()
+    host.gpu_add(SECOND, VOLTA)
+    since = road.clock(host)
+    publish(host, bad, driver=road.DRIVER)
+    host.write("/etc/nvidiad/nvidiad.toml", road.configuration())
+    host.systemctl("start", "nvidiad.service")
+    document = road.wait_status(host, lambda d: refused(d, bad), f"{bad.code} for {name}")
+    for word in bad.words:
+        assert word in document["problem"]["sentence"]
+    assert host.nvidiad("list", "--json=short", check=True).json() == []
+    ran = road.engine_events(host, "start", since)
+    assert not ran if bad.stays_out else ran
+    # A card that it serves takes the place of the other.
+    host.gpu_remove(SECOND)
+    host.gpu_add()
+    road.wait_ready(host)
+
+
+def test_an_image_that_only_does_not_name_the_gpu_is_tried(shared: Host) -> None:
+    host = shared
+    road.strip(host)
+    road.publish(host, spoil=Fault.OTHER_GPUS)
+    host.write("/etc/nvidiad/nvidiad.toml", road.configuration())
+    host.systemctl("start", "nvidiad.service")
+    # What drives a GPU serves it.
+    assert road.wait_ready(host)["warnings"] == []

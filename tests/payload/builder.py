@@ -90,7 +90,7 @@ class Fault(StrEnum):
     BROKEN_MANIFEST = "broken-manifest"
     NOT_A_DRIVER = "not-a-driver"
     OTHER_GPUS = "other-gpus"
-    """Its driver serves none of the beds' GPUs."""
+    """It names none of the beds' GPUs."""
     OTHER_MACHINE = "other-machine"
     MIXED_MODULES = "mixed-modules"
     """One of its modules is of another driver."""

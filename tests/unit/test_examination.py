@@ -12,13 +12,14 @@ import pytest
 
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import Gpu, Phase
+from nvidiad.nouns.model import Gpu, Memory, Phase
 from nvidiad.nouns.value import replace
 from nvidiad.thought import examination, symbols
 from nvidiad.thought.examination import Room
 from nvidiad.thought.preflight import State, failed, passed, skipped, warned
 from nvidiad.thought.symbols import Imports, Known
-from nvidiad.world.kernels import MODULES_AT_MOST, Kernels
+from nvidiad.verbs import examine
+from nvidiad.world.kernels import BYTES_AT_MOST, MODULES_AT_MOST, Kernels
 from tests.payload import elf
 from tests.unit import facts as f
 from tests.unit.trees import make_tree
@@ -86,9 +87,23 @@ SYMBOLS = {
     "a symbol that the whole kernel has not": (
         (NVIDIA, UVM),
         known(LAYOUT, PRINTK, whole=True),
-        State.FAILED,
+        State.WARNING,
         "symbol-unknown",
-        "imports 'drm_open', which kernel",
+        "'/t/nvidia.ko' imports 'drm_open', which kernel",
+    ),
+    "a symbol that the whole kernel has not, and another build": (
+        (replace(NVIDIA, versions=dict([PRINTK, OPEN])), UVM),
+        known(("module_layout", 7), PRINTK, whole=True),
+        State.FAILED,
+        "symbol-mismatch",
+        "'/t/nvidia-uvm.ko' was built for another build",
+    ),
+    "no CRC for a symbol, on either side": (
+        (replace(NVIDIA, versions=dict([LAYOUT, ("memcpy", 0)])),),
+        known(LAYOUT, ("memcpy", 0), whole=True),
+        State.PASSED,
+        "",
+        "2 imports",
     ),
     "the whole kernel has all": (
         (NVIDIA, UVM),
@@ -187,6 +202,38 @@ def test_a_kernel_that_lists_all_its_symbols(tmp_path: Path) -> None:
     )
     assert (found.crcs, found.whole) == ({"module_layout": 0x11111111, "other": 0x44444444}, True)
     assert found.vermagic == VERMAGIC
+
+
+@pytest.mark.parametrize(
+    ("layout", "crcs"),
+    [(0x11111111, {"module_layout": 0x11111111, "memcpy": 0}), (0, {})],
+    ids=["one export has no CRC", "none has: no MODVERSIONS"],
+)
+def test_a_list_with_exports_that_have_no_crc(tmp_path: Path, layout: int, crcs: dict[str, int]) -> None:
+    exports = {"module_layout": layout, "memcpy": 0}
+    rows = "".join(f"0x{crc:08x}\t{name}\tvmlinux\tEXPORT_SYMBOL\t\n" for name, crc in exports.items())
+    found = on_disk(tmp_path, {"modules.dep": DEP, "symvers": rows, "kernel/fs/a.ko": ko(dict([PRINTK]))})
+    assert (found.crcs, found.whole) == (crcs, bool(crcs))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".ko", bytes), (".ko.gz", gzip.compress)], ids=["plain", "gz"]
+)
+def test_a_module_that_needs_more_memory_than_the_daemon_may_have_is_left_out(
+    tmp_path: Path, suffix: str, pack: Any
+) -> None:
+    large = ko(dict([LAYOUT, OPEN]))
+    large += bytes(BYTES_AT_MOST + 1 - len(large))
+    found = on_disk(
+        tmp_path,
+        {
+            "modules.dep": f"kernel/drm/amdgpu{suffix}:\nkernel/fs/a.ko:\n",
+            f"kernel/drm/amdgpu{suffix}": pack(large),
+            "kernel/fs/a.ko": ko(dict([LAYOUT])),
+        },
+    )
+    assert found.crcs == dict([LAYOUT])
+    assert "1 modules in" in found.source
 
 
 def test_it_stops_reading_when_it_knows_enough(tmp_path: Path) -> None:
@@ -289,14 +336,76 @@ def test_a_module_of_another_build_is_refused_when_it_is_installed() -> None:
     assert look(world).phase is Phase.READY
 
 
+def test_a_symbol_that_nobody_knows_is_left_to_insmod() -> None:
+    world = World(f.settings())
+    world.imports, world.known = dict([LAYOUT, OPEN]), known(LAYOUT, vermagic=f"{f.KERNEL} SMP", whole=True)
+    world.push()
+    assert look(world).phase is Phase.READY
+
+
+def test_a_module_that_is_not_to_be_loaded_refuses_no_tree() -> None:
+    world = World(f.settings('[driver]\nversion = "535.309.01"\nmodules = ["nvidia", "nvidia-uvm"]\n'))
+    world.imports, world.known = dict([LAYOUT]), known(LAYOUT, vermagic=f"{f.KERNEL} SMP")
+    world.imports_of["nvidia-modeset.ko"] = {"module_layout": 7}
+    world.push()
+    assert look(world).phase is Phase.READY
+    asked = World(f.settings())
+    asked.imports, asked.known, asked.imports_of = world.imports, world.known, world.imports_of
+    asked.push()
+    assert "nvidia-modeset.ko' was built for another build" in refused(asked, Code.SYMBOL_MISMATCH)
+
+
+NEXT, NEXT_KERNEL = "4081.2.0", "6.6.54-flatcar"
+COMPARED = {
+    "the OS that runs": (f.OS, f.KERNEL, True),
+    "this kernel, where the OS is named by it": (f.KERNEL, f.KERNEL, True),
+    "the next kernel, where the OS is named by it": (NEXT_KERNEL, NEXT_KERNEL, True),
+    "the next OS, its kernel on disk": (NEXT, NEXT_KERNEL, True),
+    "the next OS, with a kernel of the same name": (NEXT, f.KERNEL, False),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_tree_is_compared_with_the_kernel_that_it_is_for(name: str) -> None:
+    release, kernel, compared = COMPARED[name]
+    world = World(f.settings())
+    world.imports, world.known = dict([LAYOUT]), known(("module_layout", 7), vermagic=f"{kernel} SMP")
+    build = replace(world.wanted(), os_version=release, kernel=kernel)
+    path = world.put_tree(build)
+    if not compared:
+        examine.refuse_tree(world.ports(), path, build)
+        return
+    with pytest.raises(Failure, match="another build of kernel"):
+        examine.refuse_tree(world.ports(), path, build)
+
+
 def test_an_image_that_serves_no_gpu_here_is_refused_before_its_installer_runs() -> None:
     world = World(f.settings())
+    world.device = "10de:1db6"
     labels = manifests.labels(replace(manifest_of(world.wanted()), pci=("10de:2330",)), "0" * 64)
     image = world.push(labels=labels)
-    assert "is not among the devices" in refused(world, Code.GPU_UNSUPPORTED)
+    assert "needs the proprietary modules" in refused(world, Code.FLAVOUR_WRONG)
     assert f"install {image.digest}" not in world.effects
     world.device = "10de:2330"
     world.clock += 1000
+    assert look(world).phase is Phase.READY
+
+
+def test_an_image_that_only_does_not_name_the_gpu_is_tried() -> None:
+    world = World(f.settings())
+    labels = manifests.labels(replace(manifest_of(world.wanted()), pci=("10de:2330",)), "0" * 64)
+    world.pci = ("10de:2330",)
+    world.push(labels=labels)
+    status = look(world)
+    assert (status.phase, status.warnings) == (Phase.READY, ()), "what drives a GPU serves it"
+
+
+def test_a_driver_that_was_ready_here_is_taken_for_the_next_os_too() -> None:
+    """A rule that is wrong of one GPU must not hold a host that proves it."""
+    world = World(f.settings())
+    world.device = "10de:1db6"
+    world.disk.memory = Memory(last_good=f"/opt/nvidia/{f.DRIVER}/3900.0.0")
+    world.push()
     assert look(world).phase is Phase.READY
 
 

@@ -58,19 +58,33 @@ SERVED = {
         "",
         "10de:20b5",
     ),
-    "too new": (
+    "not on the list, and no more is known: insmod tells": (
         gpus(B200),
         tree(pci=[A100, H100]),
-        State.FAILED,
+        State.WARNING,
         "gpu-unsupported",
-        "(10de:2901) is not served by driver 535.309.01 (open): it is not among the devices that",
+        "(10de:2901) may not be served by driver 535.309.01 (open): it is none of the devices that",
     ),
-    "none of three": (
+    "none of three is on the list": (
         gpus(B200, B200, B200),
         tree(pci=[A100]),
-        State.FAILED,
+        State.WARNING,
         "gpu-unsupported",
-        "it is not among the devices that its image names, like 2 more",
+        "the GPU at 0000:01:00.0 (10de:2901)",
+    ),
+    "none of three can be served": (
+        gpus(V100, V100, V100),
+        tree(pci=[A100]),
+        State.FAILED,
+        "flavour-wrong",
+        "535.309.01 here are the open ones, like 2 more",
+    ),
+    "one cannot be served, the other is not on the list": (
+        gpus(B200, V100),
+        tree(pci=[A100]),
+        State.WARNING,
+        "flavour-wrong",
+        "the GPU at 0000:02:00.0 (10de:1db6) needs the proprietary modules",
     ),
     "one of two is served": (
         gpus(A100, B200),
@@ -153,7 +167,7 @@ def test_gpus_that_a_driver_serves(name: str) -> None:
         ("Kepler", "branch 470."),
         ("Volta and open modules", "the image of driver 535.309.01 with the proprietary flavour"),
         ("Blackwell and proprietary modules", "the image of driver 570.86.15 with the open flavour"),
-        ("too new", "a newer one, where the GPU is new"),
+        ("not on the list, and no more is known: insmod tells", "a newer one for a new GPU"),
     ],
 )
 def test_the_remedy_names_what_serves_the_gpu(case: str, words: str) -> None:
@@ -161,16 +175,49 @@ def test_the_remedy_names_what_serves_the_gpu(case: str, words: str) -> None:
 
 
 def test_what_drives_a_gpu_serves_it_whatever_its_list_says() -> None:
-    bound, on_disk = gpus(B200, bound="nvidia"), tree(pci=[A100])
+    bound, on_disk = gpus(V100, bound="nvidia"), tree(pci=[A100])
     assert preflight.served(bound, on_disk, loaded=f.DRIVER).state is not State.FAILED
     # Another driver has it.
     assert preflight.served(bound, on_disk, loaded="570.86.15").state is State.FAILED
-    assert preflight.served(gpus(B200), on_disk, loaded=f.DRIVER).state is State.FAILED
+    assert preflight.served(gpus(V100), on_disk, loaded=f.DRIVER).state is State.FAILED
 
 
-def test_a_tree_that_was_seen_ready_here_is_tried_again() -> None:
-    check = preflight.served(gpus(B200), tree(pci=[A100]), good=True)
-    assert (check.state, check.code) == (State.WARNING, "gpu-unsupported")
+HERE = f"/opt/nvidia/{f.DRIVER}/{f.OS}"
+SEEN_READY: dict[str, tuple[tuple[str, ...], tuple[Tree, ...], Flavour | None, bool]] = {
+    "this tree": ((HERE,), (tree(path=HERE),), OPEN, True),
+    "this driver on the OS before": ((f"/opt/nvidia/{f.DRIVER}/3900.0.0",), (), OPEN, True),
+    "this driver before the last one": (
+        ("/opt/nvidia/550.1/1", f"/opt/nvidia/{f.DRIVER}/1"),
+        (),
+        OPEN,
+        True,
+    ),
+    "another driver": ((f"/opt/nvidia/550.1/{f.OS}",), (), OPEN, False),
+    "this driver in the other flavour": ((HERE,), (tree(path=HERE),), PROPRIETARY, False),
+    "an image that does not say its flavour": ((HERE,), (tree(path=HERE),), None, True),
+    "nothing": ((), (tree(path=HERE),), OPEN, False),
+    "what is no path of a tree": ((f.DRIVER,), (), OPEN, False),
+}
+
+
+@pytest.mark.parametrize("name", SEEN_READY)
+def test_a_driver_that_was_seen_ready_here_is_tried_again(name: str) -> None:
+    good, trees, flavour, ready = SEEN_READY[name]
+    on_disk = replace(tree(), flavour=flavour)
+    assert preflight.seen_ready(on_disk, good, trees) is ready
+    check = preflight.served(gpus(V100), tree(), good=ready)
+    assert (check.state, check.code) == (State.WARNING if ready else State.FAILED, "flavour-wrong")
+
+
+def test_a_driver_known_good_is_exempt_by_activation_and_by_the_status_alike() -> None:
+    good = (f"/opt/nvidia/{f.DRIVER}/3900.0.0",)
+    facts = f.installed(gpus=gpus(V100), good=good)
+    assert activation.activate(facts, f.settings()).problem is None
+    assert [words.partition(" (")[0] for words in preflight.warnings(facts, f.TREE)] == [
+        "the GPU at 0000:01:00.0"
+    ]
+    other = activation.activate(replace(facts, good=("/opt/nvidia/550.1/3900.0.0",)), f.settings()).problem
+    assert other is not None and other.code is Code.FLAVOUR_WRONG
 
 
 # -- one function, one table each
@@ -187,6 +234,7 @@ def changed(number: int, **changes: Any) -> tuple[Any, ...]:
 
 
 SIGNED = tuple(replace(module, signed=True) for module in f.MODULES)
+UNASKED = f.module("nvidia_drm", "nvidia_modeset")
 ENFORCED, CLOSED = ModuleRules(signed_only=True), ModuleRules(closed=True)
 CASES: dict[str, tuple[str, DriverFacts, Tree, State, str, str]] = {
     "everything fits: identity": (
@@ -308,6 +356,15 @@ CASES: dict[str, tuple[str, DriverFacts, Tree, State, str, str]] = {
         *("signature", f.installed(rules=CLOSED, wanted_modules=SIGNED), f.TREE, State.FAILED, "lockdown"),
         "takes no more modules (kernel.modules_disabled)",
     ),
+    "sig_enforce, and what is not signed is not asked for": (
+        "signature",
+        f.installed(rules=ENFORCED, wanted_modules=(*SIGNED, UNASKED)),
+        *(f.TREE, State.PASSED, "", "the modules are signed"),
+    ),
+    "no more modules, and the one that is left is not asked for": (
+        *("signature", f.driver(rules=CLOSED, wanted_modules=(*f.MODULES, UNASKED)), f.TREE, State.PASSED),
+        *("", "takes modules without"),
+    ),
     "no more modules, and none is due": (
         *("signature", f.driver(rules=CLOSED), f.TREE, State.PASSED, ""),
         "takes modules without",
@@ -337,10 +394,12 @@ def test_activation_refuses_what_preflight_refuses_before_any_step(name: str) ->
 
 
 def test_activation_refuses_a_gpu_that_is_not_served_before_any_step() -> None:
-    facts = f.installed(trees=(tree(pci=[H100]),))
+    facts = f.installed(trees=(tree(pci=[H100]),), gpus=gpus(V100))
     plan = activation.activate(facts, f.settings())
-    assert (plan.steps, plan.problem and plan.problem.code) == ((), Code.GPU_UNSUPPORTED)
+    assert (plan.steps, plan.problem and plan.problem.code) == ((), Code.FLAVOUR_WRONG)
     assert activation.activate(f.installed(trees=(tree(pci=[A100]),)), f.settings()).problem is None
+    unlisted = activation.activate(f.installed(trees=(tree(pci=[H100]),)), f.settings())
+    assert unlisted.problem is None and unlisted.steps
 
 
 def test_preflight_of_a_host_in_order_has_nothing_to_say() -> None:
@@ -370,6 +429,18 @@ RIVALS = {
         State.PASSED,
         "no other driver",
     ),
+    "nouveau has one that is not on the list, and another is": (
+        f.installed(gpus=(*gpus(A100), Gpu("0000:09:00.0", "10de:2330", "nouveau"))),
+        tree(pci=[A100]),
+        State.PASSED,
+        "no other driver",
+    ),
+    "nouveau has the only one, which is not on the list": (
+        f.installed(gpus=(*gpus(A100, bound="vfio-pci"), Gpu("0000:09:00.0", "10de:2330", "nouveau"))),
+        tree(pci=[A100]),
+        State.FAILED,
+        "0000:09:00.0 is bound to 'nouveau'",
+    ),
     "nouveau is loaded and has none": (f.installed(rivals=("nouveau",)), f.TREE, State.WARNING, "may take"),
     "a guest has one of two": (
         f.installed(gpus=(*gpus(A100), Gpu("0000:09:00.0", "10de:20b5", "vfio-pci"))),
@@ -378,6 +449,19 @@ RIVALS = {
         "0000:09:00.0 is for guests, the others free",
     ),
 }
+
+
+@pytest.mark.parametrize("rules", [CLOSED, ENFORCED], ids=["modules_disabled", "sig_enforce"])
+def test_a_driver_in_force_stays_usable_when_the_kernel_is_closed_after_boot(rules: ModuleRules) -> None:
+    facts = f.host(f.driver(rules=rules, wanted_modules=(*f.MODULES, UNASKED)))
+    plan = planner.decide(facts, f.settings(), Memory(), 0.0)
+    status = planner.assess(facts, f.settings(), plan, now=0.0)
+    assert (status.phase, status.usable) == (Phase.READY, True), status.summary
+    # A lost node is made again.
+    lost = replace(facts.driver, nodes_missing=("/dev/nvidia0",))
+    mended = activation.activate(lost, f.settings())
+    assert mended.problem is None
+    assert mended.steps[0].describe() == "make the device nodes"
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -452,32 +536,66 @@ def test_a_driver_that_no_longer_serves_the_gpu_gives_way_to_the_one_that_did() 
     assert world.volatile.loaded["nvidia"] == "590.48.01"
 
 
-PASSING: dict[str, tuple[dict[str, Any], dict[str, Any], Code]] = {
-    "a module of the OS is missing": ({"absent": ("drm",)}, {"absent": ()}, Code.DEPENDENCY_MISSING),
-    "the kernel takes no more modules": (
-        {"rules": CLOSED},
-        {"rules": ModuleRules()},
-        Code.LOCKDOWN,
-    ),
+def test_a_gpu_that_works_and_is_on_no_list_keeps_its_driver_over_the_boot_into_the_next_os() -> None:
+    world = World(f.settings())
+    world.pci = (f"10de:{H100}",)
+    world.put_tree(world.wanted())
+    world.boot()
+    assert world.reconciler().look(world.settings).phase is Phase.READY
+    path = world.put_tree(replace(world.wanted(), os_version="4081.2.0", kernel="6.6.54-flatcar"))
+    world.boot("4081.2.0", "6.6.54-flatcar")
+    assert world.reconciler().look(world.settings).phase is Phase.READY
+    assert world.disk.current == path
+
+
+PASSING: dict[str, tuple[dict[str, Any], dict[str, Any], Code, int]] = {
+    "a module of the OS is missing": ({"absent": ("drm",)}, {"absent": ()}, Code.DEPENDENCY_MISSING, 1),
+    "the kernel takes no more modules": ({"rules": CLOSED}, {"rules": ModuleRules()}, Code.LOCKDOWN, 0),
 }
+"""What is wrong, what mends it, its code, and how many trials of the tree are counted by then."""
 
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_may_be_over_with_the_next_boot_is_no_refusal_for_good(name: str) -> None:
-    wrong, mended, code = PASSING[name]
+    wrong, mended, code, counted = PASSING[name]
     world = World(f.settings())
     path = world.put_tree(world.wanted())
+    on_disk = world.disk.trees[path]
     for key, value in wrong.items():
         setattr(world, key, value)
     world.boot()
-    assert world.disk.current is None and world.disk.linker is None, "something is exposed"
+    assert (world.disk.current, world.disk.linker) == (None, None), "something is exposed"
     assert [attempt.problem.code for attempt in world.volatile.activation.attempts] == [code]
-    assert world.disk.trials.attempts == (), "another driver would take its place"
+    trials = [(attempt.reference, attempt.count) for attempt in world.disk.trials.attempts]
+    assert trials == [(choice.trial_key(on_disk), counted)] * bool(counted), "another driver takes its place"
     for key, value in mended.items():
         setattr(world, key, value)
     world.boot()
     assert world.reconciler().look(world.settings).phase is Phase.READY
     assert world.disk.current == path
+    assert world.disk.trials.attempts == (), "success does not forget"
+
+
+def test_a_driver_that_needs_what_this_os_has_not_gives_way_to_the_one_that_does_not() -> None:
+    world = World(f.settings())
+    old, new = world.wanted(), replace(world.wanted(), driver="575.57.08")
+    world.put_tree(old)
+    world.boot()
+    assert world.reconciler().look(world.settings).phase is Phase.READY
+    path = world.put_tree(new)
+    world.needy[path] = "drm_ttm_helper"
+    world.settings = f.settings('[driver]\nversion = "575.57.08"\n')
+    before = list(world.effects)
+    for _ in range(world.settings.driver.attempts):
+        world.boot()
+        for _ in range(3):
+            status = world.reconciler().look(world.settings)
+            world.clock += 4000
+    assert world.volatile.loaded["nvidia"] == f.DRIVER
+    assert status.problem is not None and status.problem.code is Code.DRIVER_FALLBACK
+    assert "need 'drm_ttm_helper', which kernel" in status.problem.sentence
+    assert world.unit(KUBELET).active == "active"
+    assert f"select {path}" not in world.effects[len(before) :]
 
 
 # -- what a tree and an image say
@@ -524,7 +642,20 @@ def test_an_image_says_which_devices_it_serves_and_how_many_files_it_is() -> Non
     # Three files, lib64, share, share/doc, the tree's own directory and its manifest.
     assert labels[manifests.FILES] == "8"
     assert manifests.devices({}) == ()
-    assert manifests.devices({manifests.PCI: "20b5 nonsense ../x 10de:2330"}) == ("10de:20b5", "10de:2330")
+
+
+LABELLED = {
+    "nothing": ("", ()),
+    "NVIDIA's without the vendor": ("20b5 10de:2330 1234:0001", ("10de:20b5", "10de:2330", "1234:0001")),
+    "in capitals": ("20B5 10DE:1DB6", ("10de:20b5", "10de:1db6")),
+    "nonsense among them says nothing": ("20b5 nonsense ../x 10de:2330", ()),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_devices_in_a_label(name: str) -> None:
+    label, devices = LABELLED[name]
+    assert manifests.devices({manifests.PCI: label}) == devices
 
 
 def test_cuda_is_for_every_gpu() -> None:

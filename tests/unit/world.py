@@ -224,9 +224,15 @@ class World:
         self.rules = ModuleRules()
         self.absent: tuple[str, ...] = ()
         """Modules that the driver's need, and that the OS has not."""
+        self.needy: dict[str, str] = {}
+        """The module that those of a tree need and the OS has not, by the tree's path."""
         self.device = "10de:20b5"
+        self.pci: tuple[str, ...] = ()
+        """The devices that the manifest of every tree names."""
         self.imports: dict[str, int] = {}
         """The CRCs that the modules of every tree were built with."""
+        self.imports_of: dict[str, dict[str, int]] = {}
+        """Those of one module, by the name of its file, where they are others."""
         self.known = Known({}, why="nobody looked")
         self.forgetful: Failure | None = None
         """Why the daemon's memory cannot be written."""
@@ -347,7 +353,7 @@ class World:
     ) -> str:
         path = str(naming.tree_path(PurePosixPath(ROOT), build))
         tree = Tree(path, build, Flavour.OPEN, ("libcuda.so.1",), firmware=True, identity=identity)
-        self.disk.trees[path] = replace(tree, installed=self.clock)
+        self.disk.trees[path] = replace(tree, installed=self.clock, pci=self.pci)
         self.disk.refused[path] = refused
         self.disk.module_kernels[path] = module_kernel or build.kernel
         self.disk.faulty[path] = faulty
@@ -663,7 +669,7 @@ class _Modules(_Part):
         return ()
 
     def unavailable(self, names: tuple[str, ...], kernel: str) -> tuple[str, ...]:
-        return self.world.absent
+        return self.world.absent or tuple(name for name in names if name in self.world.needy.values())
 
     def read(self, tree: str, kernel: str) -> tuple[ModuleFile, ...]:
         build = self.world.disk.trees[tree].build
@@ -674,13 +680,14 @@ class _Modules(_Part):
         if build.kernel != kernel:
             return ()
         vermagic = f"{self.world.disk.module_kernels[tree]} SMP"
+        needed = (self.world.needy[tree],) if tree in self.world.needy else ()
         return tuple(
             ModuleFile(
                 name,
                 f"{tree}/lib/modules/{kernel}/{name.replace('_', '-')}.ko",
                 build.driver,
                 vermagic,
-                () if name == "nvidia" else ("nvidia",),
+                (() if name == "nvidia" else ("nvidia",)) + needed,
                 signed=tree not in self.world.disk.unsigned,
             )
             for name in NAMES
@@ -719,9 +726,9 @@ class _Modules(_Part):
 class _Kernels(_Part):
     def imports(self, paths: tuple[str, ...]) -> tuple[Imports, ...]:
         return tuple(
-            Imports(path.rpartition("/")[2], path, self.world.imports)
+            Imports(name, path, self.world.imports_of.get(name, self.world.imports))
             for path in paths
-            if self.world.imports
+            if (name := path.rpartition("/")[2]) and self.world.imports
         )
 
     def symbols(self, kernel: str, wanted: frozenset[str]) -> Known:
