@@ -119,11 +119,15 @@ def _trust(settings: Settings, root: Path) -> Check:
     from nvidiad.world.keys import PublicKeys
 
     name, trust = "trust", settings.trust
-    ours = {
-        trusting.same_name(f"{each}:x")[:2]
-        for each in (settings.image.repository, settings.cuda.repository)
-        if each
-    }
+    keys = PublicKeys(trust.keys, root)
+    try:
+        keys.read()
+    except Failure as failure:
+        if _NOT_ALLOWED in failure.sentence:
+            return skipped(name, failure.sentence)
+        return failed(name, failure.code, failure.sentence, failure.remedy)
+    sources = (settings.image.repository, settings.cuda.repository)
+    ours = {trusting.same_name(f"{each}:x")[:2] for each in sources if each}
     strange = next((pin for pin in trust.pins if trusting.same_name(pin)[:2] not in ours), None)
     if strange:
         return warned(
@@ -133,19 +137,10 @@ def _trust(settings: Settings, root: Path) -> Check:
             "Write it as 'image.repository' or 'cuda.repository' has it, or remove it from 'trust.pins'.",
         )
     if trust.signatures is Signatures.OFF:
-        return skipped(
-            name, "no signatures are looked at: who may push to the registry decides what runs here"
-        )
-    keys = PublicKeys(trust.keys, root)
-    try:
-        keys.read()
-    except Failure as failure:
-        if _NOT_ALLOWED in failure.sentence:
-            return skipped(name, failure.sentence)
-        return failed(name, failure.code, failure.sentence, failure.remedy)
-    if trust.signatures is Signatures.PREFER:
-        return passed(name, f"images need not be signed; known is {' or '.join(keys.names)}")
-    return passed(name, f"images must be signed by {' or '.join(keys.names)}")
+        why = "no signatures are looked at: who may push to the registry decides what runs here"
+        return skipped(name, why)
+    must = "must" if trust.signatures is Signatures.REQUIRE else "need not"
+    return passed(name, f"images {must} be signed by {' or '.join(keys.names)}")
 
 
 # ---------------------------------------------------------------------------------------------------

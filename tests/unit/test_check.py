@@ -126,7 +126,13 @@ def test_whose_signatures_are_wanted_is_told(root: Path, capsys: pytest.CaptureF
     assert rows["trust"]["state"] == "ok"
     assert rows["trust"]["text"].startswith("images must be signed by a.pem (SHA-256 ")
     make_tree(root, {"etc/nvidiad.toml": f"{text}policy = 'prefer'\n"})
-    assert ask(root, capsys)[1]["trust"]["text"].startswith("images need not be signed; known is a.pem ")
+    assert ask(root, capsys)[1]["trust"]["text"].startswith("images need not be signed by a.pem ")
+    pin = '[trust.pins]\n"registry.example/drivr:1" = "sha256:' + "1" * 64 + '"\n'
+    make_tree(root, {"etc/nvidiad.toml": f"{text}{pin}"})
+    assert (rows := ask(root, capsys)[1])["trust"]["state"] == "warning"
+    assert "'registry.example/drivr:1' is for no image" in rows["trust"]["text"]
+    make_tree(root, {"etc/nvidiad.toml": f"{text}{pin.replace('drivr', 'nvidia-driver')}"})
+    assert ask(root, capsys)[1]["trust"]["state"] == "ok"
 
 
 def test_what_keeps_the_driver_back_is_told_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
