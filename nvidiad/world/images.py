@@ -8,7 +8,6 @@ knows no time limit, so the events are read here.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -18,21 +17,20 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Progress
-from nvidiad.nouns.value import Value, replace
+from nvidiad.nouns.value import replace
 from nvidiad.thought import provision, refusals
 from nvidiad.thought import pull as pulling
-from nvidiad.thought.provision import Place
+from nvidiad.world import files
 from nvidiad.world.dockerd import Dockerd, Expired, Silent, Timeouts, Unstarted
+from nvidiad.world.seen import place, see, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nvidiad.thought.distribution import Document
-    from nvidiad.thought.provision import Contents
     from nvidiad.thought.pull import Reference
     from nvidiad.world.dockerd import Conversation
     from nvidiad.world.gateway import Gateway
-    from nvidiad.world.repository import Repository
+    from nvidiad.world.seen import Seen
 
 __all__ = ["DockerImages", "Timeouts"]
 
@@ -113,6 +111,9 @@ class DockerImages:
                 with suppress(Failure):  # it goes with the image itself, at the latest
                     engine.forget(f"{left}@{digest}")
             image = engine.image(pinned)
+            # An engine syncs nothing of its store. Without power in the next half minute, it would come up
+            # with layers that are empty files, and could not even pull them again.
+            files.sync_file_system(Path(str(engine.about().get("DockerRootDir") or "/var/lib/docker")))
         digests = (image or {}).get("RepoDigests") or []
         if not any(held.endswith(f"@{digest}") for held in digests):
             raise refusals.failure(Code.IMAGE_CORRUPT, reference, f"after the pull {digest} is not there")
@@ -181,18 +182,18 @@ class DockerImages:
 
     # -- beside the engine -------------------------------------------------------------------------
 
-    def _beside(self, name: Reference, digest: str, auth: dict[str, str] | None) -> _Seen | None:
+    def _beside(self, name: Reference, digest: str, auth: dict[str, str] | None) -> Seen | None:
         """The image as nvidiad itself sees it in its registry.
 
         None where only the engine can ask, by a mirror, a proxy or an authority of its own, and where the
         answer takes too long: a name may have many addresses, and a server may send a byte at a time.
         """
-        found: list[_Seen] = []
+        found: list[Seen] = []
 
         def ask() -> None:
             limits = Limits(_BESIDE, _BESIDE, tries=1)
             with suppress(Failure), closing(Repository(name.repository, auth, limits=limits)) as repository:
-                found.append(_see(repository, digest))
+                found.append(see(repository, digest))
 
         from nvidiad.world.registry import Limits
         from nvidiad.world.repository import Repository
@@ -205,7 +206,7 @@ class DockerImages:
         asking.join(_BESIDE_ALL)
         return found[0] if found else None
 
-    def _make_room(self, engine: Conversation, reference: str, name: Reference, seen: _Seen) -> None:
+    def _make_room(self, engine: Conversation, reference: str, name: Reference, seen: Seen) -> None:
         """Refuse an image that the disk has no room for, also without what a killed nvidiad left there."""
         short = self._shortage(engine, reference, seen)
         if short:
@@ -217,25 +218,21 @@ class DockerImages:
         if short:
             raise short
 
-    def _shortage(self, engine: Conversation, reference: str, seen: _Seen) -> Failure | None:
+    def _shortage(self, engine: Conversation, reference: str, seen: Seen) -> Failure | None:
         """What is missing, as far as anybody knows what is needed and where."""
-        said = engine.about()
-        root = Path(str(said.get("DockerRootDir", "")))
         wanted: dict[Path, tuple[int, int, int]] = {}
-        # Without it that place is none of the engine's: it sees other directories than we do, or keeps its
-        # images elsewhere.
-        if root.is_absolute() and (root / str(said.get("Driver", "?"))).is_dir():
+        if (root := store(engine.about())) is not None:
             wanted[root] = *provision.engine_needs(seen.parts.compressed, seen.tree), seen.files
         if self._root is not None and seen.tree:
             wanted[self._root] = 0, seen.tree, seen.files
-        places = [place for path, needed in wanted.items() if (place := _place(path, needed))]
+        places = [found for path, needed in wanted.items() if (found := place(path, needed))]
         return provision.shortage(reference, places)
 
     def _trickle(
         self,
         engine: Conversation,
         reference: str,
-        seen: _Seen | None,
+        seen: Seen | None,
         auth: dict[str, str] | None,
         tell: Callable[[Progress], None],
     ) -> str:
@@ -256,7 +253,7 @@ class DockerImages:
         return ""
 
     @contextmanager
-    def _gateway(self, reference: str, seen: _Seen, auth: dict[str, str] | None) -> Iterator[Gateway]:
+    def _gateway(self, reference: str, seen: Seen, auth: dict[str, str] | None) -> Iterator[Gateway]:
         from nvidiad.world.gateway import Gateway
         from nvidiad.world.registry import Limits
         from nvidiad.world.repository import Repository
@@ -275,7 +272,7 @@ class DockerImages:
         gateway: Gateway,
         engine: Conversation,
         reference: str,
-        seen: _Seen,
+        seen: Seen,
         tell: Callable[[Progress], None],
     ) -> str:
         """Pull from the gateway; why the engine does not, where it is the way that is missing."""
@@ -362,36 +359,6 @@ def _adopt(engine: Conversation, name: str, pinned: str, environment: list[str])
         return str(found["Id"])
     engine.remove(str(found["Id"]))
     return None
-
-
-class _Seen(Value):
-    """An image as its registry shows it to nvidiad."""
-
-    document: Document
-    parts: Contents
-    """Of the image for this machine, where `document` is an index of several."""
-    tree: int
-    """The bytes of the tree in it, 0 where it does not say."""
-    files: int
-
-
-def _see(repository: Repository, digest: str) -> _Seen:
-    document = repository.manifest(digest)
-    inner = provision.manifest_for(document, os.uname().machine)
-    parts = provision.contents(repository.manifest(inner) if inner else document)
-    config = repository.blob(parts.config) if parts.config else b""
-    return _Seen(document, parts, provision.tree_size(config), provision.tree_files(config))
-
-
-def _place(path: Path, needed: tuple[int, int, int]) -> Place | None:
-    """What is free where a directory is or will be; None where nobody can tell."""
-    there = next((one for one in (path, *path.parents) if one.is_dir()), path)
-    try:
-        free = os.statvfs(there)
-        inodes = free.f_favail if free.f_files else None
-        return Place(str(path), there.stat().st_dev, free.f_bavail * free.f_frsize, *needed, inodes)
-    except OSError:
-        return None
 
 
 def _untold(_: Progress) -> None:

@@ -43,10 +43,11 @@ WORLD_SHARED = {"process", "files", "tar"}
 WORLD_PARTS = {
     "modules": {"holders", "kernel_log"},
     "mounts": {"kernel_log"},
-    "images": {"dockerd", "gateway", "registry", "repository"},
+    "images": {"dockerd", "gateway", "registry", "repository", "seen"},
     "gateway": {"registry", "repository"},
     "trees": {"inspection"},
     "repository": {"registry"},
+    "seen": {"repository"},
     "vouchers": {"keys", "registry", "repository"},
     "engine": {"dockerd"},
     "workspace": {"compiled"},
