@@ -323,7 +323,7 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     if what.startswith((".", "/")):
         return driver_ports(settings, root).trees.install(Path(what), tell).path
     ports = all_ports(settings, root, None)
-    engine = Engine(ports, log, seconds=time.monotonic, tell=tell)
+    engine = Engine(ports, log, seconds=time.monotonic, tell=tell, modules=settings.driver.modules)
     what = pinned(what, settings)
     build = labelled(ports.images.labels(what, engine.fetch(what)))
     plan = Plan(f"'{what}' is to be installed", (InstallTree(what, build),))

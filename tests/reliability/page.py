@@ -175,6 +175,8 @@ def _section(name: str, record: Iterable[Record]) -> str:
     entries = sorted((e for e in record if e["section"] == name), key=lambda entry: str(entry["name"]))
     if not entries:
         return ""
+    if name == "fuzz":
+        entries = _by_kind(entries)
     keys = list(dict.fromkeys(key for entry in entries for key in entry if key not in ("section", "name")))
     lines = [(str(entry["name"]), *(_value(entry.get(key, "")) for key in keys)) for entry in entries]
     if len(lines) < _FEW:
@@ -186,6 +188,17 @@ def _section(name: str, record: Iterable[Record]) -> str:
     else:
         titles = ("what", *keys)
     return f"\n## {TITLES[name]}\n\n{SAID[name]}\n\n{_table(titles, lines)}"
+
+
+def _by_kind(entries: Sequence[Record]) -> list[Record]:
+    """What was done to each target, summed up for all of them: `TARGET, KIND` are the names."""
+    kinds = sorted({str(entry["name"]).rpartition(", ")[2] for entry in entries})
+    summed = []
+    for kind in kinds:
+        mine = [entry for entry in entries if str(entry["name"]).endswith(f", {kind}")]
+        figures = {key: _sum(mine, "fuzz", key) for key in ("cases", "bytes", "crashes")}
+        summed.append({"section": "fuzz", "name": kind, "parsers": len(mine), **figures})
+    return summed
 
 
 def _value(value: object) -> str:
