@@ -200,14 +200,7 @@ NEVER = (
 
 
 # What was seen not to heal without a person, in the cases that are marked with it.
-KNOWN = {
-    ("pull-image", POWER): (
-        "The power goes right after a pull. The container engine has not synced its own store: Docker 20.10 "
-        "came up with a layer whose metadata was empty ('readlink /var/lib/docker/overlay2: invalid "
-        "argument'). Status says `pull-failed` with these words, and nvidiad tried on, in vain for the four "
-        "minutes that the test waited: the broken store is the engine's, under `/var/lib/docker`."
-    ),
-}
+KNOWN: dict[tuple[str, str], str] = {}
 
 
 # -- parties ---------------------------------------------------------------------------------------
