@@ -251,21 +251,33 @@ class Server:
                         raise wire.Refusal(wire.Error.INVALID_MESSAGE, reason="nothing may follow 'more'")
                     await self._follow(client)
                     return
+                # Who is asked whether somebody may act can be slow, and is asked outside of anybody's turn.
+                refused = await self._refused(request, client.peer)
                 async with self._turn(client.peer.uid):
-                    answer = await self._answer(request, client.peer)
+                    answer = refused or self._answer(request, client.peer)
                 if not request.oneway:
                     await client.send(answer)
         except wire.Refusal as refusal:
             # What is no proper call leaves unclear where the next one begins.
             await client.send(wire.error_reply(refusal))
 
-    async def _answer(self, request: wire.Request, peer: Peer) -> bytes:
+    async def _refused(self, request: wire.Request, peer: Peer) -> bytes:
+        """Why this client may not do what it asks for; empty where it may."""
+        if request.method != f"{wire.INTERFACE}.Reconcile":
+            return b""
         try:
-            return wire.reply(await self._call(request, peer))
+            await self._authorize(peer)
+        except wire.Refusal as refusal:
+            return wire.error_reply(refusal)
+        return b""
+
+    def _answer(self, request: wire.Request, peer: Peer) -> bytes:
+        try:
+            return wire.reply(self._call(request, peer))
         except wire.Refusal as refusal:
             return wire.error_reply(refusal)
 
-    async def _call(self, request: wire.Request, peer: Peer) -> dict[str, object]:
+    def _call(self, request: wire.Request, peer: Peer) -> dict[str, object]:
         if request.upgrade:
             raise wire.Refusal(wire.Error.METHOD_NOT_IMPLEMENTED, method=request.method)
         wire.only(request, *(["interface"] if request.method.endswith(".GetInterfaceDescription") else []))
@@ -290,7 +302,6 @@ class Server:
                 page = metrics.exposition(snapshot.document, snapshot.counters, self._process())
                 return {"metrics": page}
             case "io.nvidiad.Reconcile":
-                await self._authorize(peer)
                 self._act(f"asked by uid {peer.uid}, pid {peer.pid}")
                 return {}
         if request.interface in INTERFACES:

@@ -10,7 +10,7 @@ from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, cuda, gate, planner
+from nvidiad.thought import backoff, cuda, gate, planner, retention
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe
 from nvidiad.verbs.watch import Watch
@@ -86,7 +86,7 @@ class Reconciler:
             memory = backoff.forgive(memory)
         for _ in range(_ROUNDS):
             facts = observe(ports, settings, memory)
-            memory = self._write(memory, planner.notice(memory, facts, settings))
+            memory = self._write(memory, _due(planner.notice(memory, facts, settings), facts, settings))
             plan = planner.decide(facts, settings, memory, self._now())
             status = self._assess(facts, settings, plan, memory)
             self._publish(status)
@@ -186,6 +186,18 @@ class Reconciler:
         if after != before:
             self._ports.driver.memories.write(after)
         return after
+
+
+def _due(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
+    """Memory without the failures of what nobody wants any more: no attempt would ever make up for them."""
+    over = {"gates"} if set(facts.gates) == set(settings.gates) else set()
+    wanted = {f"remove {tree.path}" for tree in retention.surplus(facts, settings, memory)}
+    left = tuple(
+        a
+        for a in memory.attempts
+        if a.reference not in over and (not a.reference.startswith("remove ") or a.reference in wanted)
+    )
+    return replace(memory, attempts=left) if left != memory.attempts else memory
 
 
 def _beside(memory: Memory) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ __all__ = ["DockerImages", "Timeouts"]
 
 ROOT = "/opt"
 """The install root that an image's installer takes by itself."""
+# Where an engine that keeps its images in containerd has them.
+_CONTAINERD = "/var/lib/containerd"
 _TELL_EVERY = 0.25
 _LAST_LINES = 20
 # Seconds: what is asked beside the engine must not cost much where only that has a way to the registry.
@@ -113,7 +115,8 @@ class DockerImages:
             image = engine.image(pinned)
             # An engine syncs nothing of its store. Without power in the next half minute, it would come up
             # with layers that are empty files, and could not even pull them again.
-            files.sync_file_system(Path(str(engine.about().get("DockerRootDir") or "/var/lib/docker")))
+            for place_of_it in (str(engine.about().get("DockerRootDir") or "/var/lib/docker"), _CONTAINERD):
+                files.sync_file_system(Path(place_of_it))
         digests = (image or {}).get("RepoDigests") or []
         if not any(held.endswith(f"@{digest}") for held in digests):
             raise refusals.failure(Code.IMAGE_CORRUPT, reference, f"after the pull {digest} is not there")

@@ -6,11 +6,9 @@ urllib3 is imported where it is needed: a daemon that misses no image never asks
 
 from __future__ import annotations
 
-import socket
 import threading
 import urllib.parse
-import weakref
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.value import Value
 from nvidiad.thought import distribution, refusals
 from nvidiad.thought import pull as pulling
+from nvidiad.world.lines import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,7 +97,7 @@ class Registry:
         self._authorizations: dict[str, str] = {}
         self._identifying, self._opening = threading.Lock(), threading.Lock()
         self._opened: urllib3.PoolManager | None = None
-        self._lines = _Lines(limits.whole)
+        self._lines = Lines(limits.whole)
 
     def ask(self, request: Request) -> Answer:
         """The answer, also one that refuses; asked again where the registry asks who we are."""
@@ -280,53 +279,6 @@ class Registry:
                 except OSError as error:  # also an authority that is none
                     raise distribution.untrusted(self.name, self.name, str(error)) from None
             return self._opened
-
-
-class _Lines:
-    """The connections of a registry, which are cut when the time for all of its requests is over.
-
-    No limit on a read does that: bytes that keep coming, be it in endless headers, reset every one of them.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._timer: threading.Timer | None = None
-        self.cut = False
-
-    def watch(self, pool: urllib3.PoolManager) -> None:
-        """Know every connection that this pool opens from now on."""
-        if not self._seconds:
-            return
-        pool.pool_classes_by_scheme = {
-            scheme: self._watched(kind) for scheme, kind in pool.pool_classes_by_scheme.items()
-        }
-        self._timer = threading.Timer(self._seconds, self._over)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _over(self) -> None:
-        self.cut = True
-        for each in tuple(self._sockets):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def _watched(self, kind: Any) -> Any:
-        lines = self
-
-        class Line(kind.ConnectionCls):  # type: ignore[misc]
-            def _new_conn(self) -> socket.socket:
-                if lines.cut:
-                    raise OSError("there is no more time for it")
-                opened: socket.socket = super()._new_conn()
-                lines._sockets.add(opened)
-                return opened
-
-        return type(kind.__name__, (kind,), {"ConnectionCls": Line})
 
 
 def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:

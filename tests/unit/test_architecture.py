@@ -46,6 +46,7 @@ WORLD_PARTS = {
     "images": {"dockerd", "gateway", "registry", "repository", "seen"},
     "gateway": {"registry", "repository"},
     "trees": {"inspection"},
+    "registry": {"lines"},
     "repository": {"registry"},
     "seen": {"repository"},
     "vouchers": {"keys", "registry", "repository"},

@@ -16,6 +16,7 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff
 from nvidiad.verbs.observer import observe
 from tests.unit import facts
+from tests.unit import world as worlds
 from tests.unit.world import (
     CURRENT,
     DRIVER_UNIT,
@@ -135,6 +136,36 @@ def test_a_gate_that_cannot_be_written_is_told_where_the_host_is_ready() -> None
     world.gateless = None
     assert world.reconciler().look(world.settings, forced=True).warnings == ()
     assert [*world.disk.gates] == [KUBELET]
+
+
+def test_what_failed_beside_the_driver_is_over_when_somebody_else_has_done_it() -> None:
+    world = fresh()
+    world.disk.gates = ()
+    world.gateless = Permanent(Code.READ_ONLY, "writing drop-ins failed", "Mount it writable.")
+    assert world.reconciler().look(world.settings).warnings
+    world.disk.gates = (KUBELET,)
+    status = world.reconciler().look(world.settings)
+    in_force(world, status)
+    assert status.warnings == ()
+    assert world.disk.memory.attempts == ()
+
+
+def test_a_tree_that_could_not_be_removed_is_forgotten_once_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = fresh("[retention]\ntrees = 1\n")
+    old = world.put_tree(replace(facts.BUILD, driver="470.1.1"))
+
+    def busy(self: object, tree: str) -> None:
+        raise Transient(Code.IMAGE_FAILED, f"removing '{tree}' failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worlds._Trees, "remove", busy)
+        assert any(old in warning for warning in world.reconciler().look(world.settings).warnings)
+    world.disk.trees.pop(old)
+    status = world.reconciler().look(world.settings)
+    in_force(world, status)
+    assert status.warnings == ()
 
 
 def test_another_os_gets_its_own_tree_and_the_old_one_stays() -> None:

@@ -337,6 +337,32 @@ def test_the_group_may_act(served: Fixture, monkeypatch: pytest.MonkeyPatch) -> 
     assert served.asked and served.asked[0].startswith("asked by uid 1234")
 
 
+def test_a_directory_that_answers_slowly_keeps_nobody_from_reading(
+    served: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group may be in a directory service; a user's other clients do not wait for that."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(_name: str) -> None:
+        asked.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(server, "group_id", slow)
+    both = (
+        "import _socket as s\n"
+        "a = s.socket(s.AF_UNIX); a.connect(sys.argv[1])\n"
+        'a.send(b\'{"method":"io.nvidiad.Reconcile"}\\0\' * 3)\n'
+        "b = s.socket(s.AF_UNIX); b.settimeout(20); b.connect(sys.argv[1])\n"
+        'b.send(b\'{"method":"io.nvidiad.GetStatus"}\\0\')\n'
+        "print(b.recv(100))\n"
+    )
+    try:
+        assert "parameters" in as_user(served, both, user=1234)
+        assert asked.is_set()
+    finally:
+        go_on.set()
+
+
 def test_a_missing_group_is_none() -> None:
     assert conversation.group_id("no-such-group") is None
     assert conversation.group_id("root") == 0
