@@ -115,8 +115,8 @@ class DockerImages:
             image = engine.image(pinned)
             # An engine syncs nothing of its store. Without power in the next half minute, it would come up
             # with layers that are empty files, and could not even pull them again.
-            for place_of_it in (str(engine.about().get("DockerRootDir") or "/var/lib/docker"), _CONTAINERD):
-                files.sync_file_system(Path(place_of_it))
+            for directory in (str(engine.about().get("DockerRootDir") or "/var/lib/docker"), _CONTAINERD):
+                files.sync_file_system(Path(directory))
         digests = (image or {}).get("RepoDigests") or []
         if not any(held.endswith(f"@{digest}") for held in digests):
             raise refusals.failure(Code.IMAGE_CORRUPT, reference, f"after the pull {digest} is not there")
