@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 DOCKER_HUB = "docker.io"
+HUB_NAMES = ("index.docker.io", "registry-1.docker.io")
+"""What else it is called."""
 _PIECE = 4096
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -112,7 +114,7 @@ def _decode(auth: str, source: str, registry: str) -> tuple[str, str]:
 def _host(key: str) -> str:
     """Clients of old wrote URLs (`https://index.docker.io/v1/`) where today a host name stands."""
     host = re.sub(r"^https?://", "", key).partition("/")[0]
-    return DOCKER_HUB if host in ("index.docker.io", "registry-1.docker.io") else host
+    return DOCKER_HUB if host in HUB_NAMES else host
 
 
 def bad_file(source: str, why: str) -> Permanent:

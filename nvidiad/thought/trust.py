@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.thought.distribution import path_of
-from nvidiad.thought.pull import DOCKER_HUB, clean, parse_reference
+from nvidiad.thought.pull import DOCKER_HUB, HUB_NAMES, clean, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from nvidiad.thought.cosign import Seal
     from nvidiad.thought.settings import Settings
-
-
-_HUB = ("index.docker.io", "registry-1.docker.io")
 
 
 def pinned(reference: str, settings: Settings) -> str:
@@ -42,7 +39,7 @@ def same_name(name: str) -> tuple[str, str, str]:
     parts = parse_reference(name)
     path = parts.repository.removeprefix(f"{parts.registry}/")
     registry = parts.registry.lower()
-    registry = DOCKER_HUB if registry in _HUB else registry
+    registry = DOCKER_HUB if registry in HUB_NAMES else registry
     return registry, path_of(path, registry), parts.tag or "latest"
 
 
