@@ -83,6 +83,6 @@ def _refusal(reference: str, digest: str, strangers: int, others: set[str]) -> F
     return Transient(
         Code.SIGNATURE_MISSING,
         f"{image} is not signed",
-        "Sign it (nvidiad-image publish --sign-key KEY, or cosign sign --key KEY), or let the tag name an "
-        "image that is.",
+        "Sign it (nvidiad-image publish with [sign] in its recipe, or cosign sign --key KEY), or let the "
+        "tag name an image that is.",
     )
