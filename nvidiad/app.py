@@ -76,7 +76,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
             root=root / settings.install.root.relative_to("/"),
             bandwidth=stage.bandwidth,
         ),
-        vouchers=_vouchers(settings, root),
+        vouchers=_vouchers(settings, root, auth_file),
         lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
@@ -85,7 +85,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     )
 
 
-def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
+def _vouchers(settings: Settings, root: Path, auth_file: Path | None) -> Vouchers | None:
     trust, image = settings.trust, settings.image
     if trust.signatures is Signatures.OFF:
         return None
@@ -96,7 +96,7 @@ def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
         trust.keys,
         root,
         required=trust.signatures is Signatures.REQUIRE,
-        auth_file=Path(image.auth_file) if image.auth_file else None,
+        auth_file=auth_file,
         limits=Limits(image.connect_timeout, image.stall_timeout, whole=_BESIDE),
         repository=trust.repository,
     )

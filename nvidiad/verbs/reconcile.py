@@ -190,6 +190,8 @@ class Reconciler:
 
 def _due(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
     """Memory without the failures of what nobody wants any more: no attempt would ever make up for them."""
+    if not memory.attempts:
+        return memory
     over = {"gates"} if set(facts.gates) == set(settings.gates) else set()
     wanted = {f"remove {tree.path}" for tree in retention.surplus(facts, settings, memory)}
     left = tuple(
