@@ -68,9 +68,9 @@ def booted(suite: str = SUITE, **arguments: Any) -> Iterator[Host]:
 
 
 @contextmanager
-def in_force() -> Iterator[Host]:
+def in_force(suite: str = SUITE) -> Iterator[Host]:
     """A host with the driver pulled, installed and in force."""
-    with booted() as host:
+    with booted(suite) as host:
         install(host)
         publish(host)
         host.systemctl("start", "nvidiad.service")

@@ -27,11 +27,7 @@ RUNS = re.compile(
 
 @pytest.fixture(scope="module", params=SUITES)
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    with road.booted(request.param) as host:
-        road.install(host)
-        road.publish(host)
-        host.systemctl("start", DAEMON)
-        road.wait_ready(host)
+    with road.in_force(request.param) as host:
         yield host
 
 

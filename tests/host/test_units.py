@@ -22,11 +22,7 @@ UNIT, DRIVER_UNIT = "nvidiad.service", "nvidia.service"
 
 @pytest.fixture(scope="module", params=SUITES)
 def shared(request: pytest.FixtureRequest) -> Iterator[Host]:
-    with road.booted(request.param) as host:
-        road.install(host)
-        road.publish(host)
-        host.systemctl("start", UNIT)
-        road.wait_ready(host)
+    with road.in_force(request.param) as host:
         host.wait(lambda: road.witnessed(host), "the kubelet has looked around")
         yield host
 
