@@ -12,3 +12,7 @@ for page in *.scd; do
   mkdir -p "$1/man${name##*.}"
   scdoc <"$page" >"$1/man${name##*.}/$name"
 done
+# One page for the daemon and the units around it; files that nvidiad writes name it by the daemon.
+for name in nvidiad.8 nvidiad.socket.8 nvidia.service.8; do
+  echo ".so man8/nvidiad.service.8" >"$1/man8/$name"
+done
