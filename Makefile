@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -24,6 +24,7 @@ help:
 	@echo 'make audit    ask for known vulnerabilities of what is shipped'
 	@echo 'make sbom     the bill of materials of what is shipped (CycloneDX)'
 	@echo 'make man      write the pages made of nvidiad/codes.toml: nvidiad-codes(7), docs/status.md'
+	@echo 'make completions  write what the shells complete, from the parsers'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
 # pystemd has no wheels: it is compiled against libsystemd. Debian's own Python is enough for everything.
@@ -47,11 +48,11 @@ demo: $(VENV)/.ready
 
 # Tools that single tests skip without.
 test: $(VENV)/.ready $(TOOLS)/.ready
-	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck fish zsh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-images: $(VENV)/.ready
-	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck fish zsh
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit/image tests/images tests/vm/test_real_driver.py \
 	  tests/host/test_compatibility.py
 
@@ -83,6 +84,10 @@ sbom: $(VENV)/.ready
 man:
 	$(PYTHON) -m tools.codes
 
+# Of the parsers, so it needs what nvidiad-image imports.
+completions: $(VENV)/.ready
+	$(BIN)/python -m tools.completions
+
 # Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
 BUILD ?= build/install
 install:
@@ -98,6 +103,7 @@ install:
 	  $(DESTDIR)$(PREFIX)/bin/nvidiad-kubernetes
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"
 	tools/install-man.sh "$(DESTDIR)$(PREFIX)/share/man"
+	tools/install-completions.sh "$(DESTDIR)$(PREFIX)/share"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

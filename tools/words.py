@@ -7,8 +7,8 @@ import argparse
 import re
 from dataclasses import dataclass
 
-FILES = ("FILE", "PATH", "PEM", "SOCKET", "RECIPE")
-DIRECTORIES = ("DIRECTORY",)
+FILES = ("FILE", "PEM", "SOCKET", "RECIPE")
+DIRECTORIES = ("DIRECTORY", "PATH")
 
 
 @dataclass(frozen=True)
