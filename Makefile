@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -25,6 +25,7 @@ help:
 	@echo 'make sbom     the bill of materials of what is shipped (CycloneDX)'
 	@echo 'make man      write the pages made of nvidiad/codes.toml: nvidiad-codes(7), docs/status.md'
 	@echo 'make completions  write what the shells complete, from the parsers'
+	@echo 'make site     build the documentation as a site, in build/site/html'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
 # pystemd has no wheels: it is compiled against libsystemd. Debian's own Python is enough for everything.
@@ -41,13 +42,19 @@ $(TOOLS)/.ready: requirements/tools.txt
 	$(TOOLS)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/tools.txt
 	touch $@
 
+SITE := $(VENV)/site
+$(SITE)/.ready: requirements/site.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/site.txt
+	touch $@
+
 # DRIVER=real shows it with NVIDIA's own modules, built here.
 DRIVER ?= stand-in
 demo: $(VENV)/.ready
 	$(BIN)/python -m tests.vm.demo --driver $(DRIVER)
 
 # Tools that single tests skip without.
-test: $(VENV)/.ready $(TOOLS)/.ready
+test: $(VENV)/.ready $(TOOLS)/.ready $(SITE)/.ready
 	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck fish zsh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -87,6 +94,10 @@ man:
 # Of the parsers, so it needs what nvidiad-image imports.
 completions: $(VENV)/.ready
 	$(BIN)/python -m tools.completions
+
+# SITE_URL=https://... where it will be.
+site: $(SITE)/.ready
+	$(PYTHON) -m tools.site $(abspath $(SITE))/bin/zensical
 
 # Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
 BUILD ?= build/install

@@ -283,6 +283,7 @@ def test_manual_pages_say_what_they_are_about(source: Path) -> None:
     text = source.read_text()
     assert text.startswith(source.stem[::-1].replace(".", "(", 1)[::-1] + ")\n")
     assert re.search(r"\n# NAME\n\n\S+ - \S", text)
+    assert text.count("\n```\n") % 2 == 0
     for line in text.splitlines():
         assert len(line) <= 140
 

@@ -30,7 +30,7 @@ PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 # Prometheus' own.
 FOREIGN = {"up", "ALERTS"}
 SITE = "https://docs.example/nvidiad"
-LABELS = {"phase": set(Phase), "code": set(Code), "state": set(StageState)}
+LABELS: dict[str, set[str]] = {"phase": {*Phase}, "code": {*Code}, "state": {*StageState}}
 NAME = re.compile(r"\b((?:nvidiad|process|node)_[a-z_]+)\b|\b(up)\{")
 
 
