@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""contrib/kubernetes/inject.yaml, evaluated by cel-cpp and applied: which pods get what, once, and what stays."""
+"""contrib/kubernetes/inject.yaml, evaluated by cel-cpp and applied: which pods get what, and what stays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def pod(*containers: Json, inject: str | None = "driver", notes: Json | None = N
         metadata["labels"]["io.nvidiad/inject"] = inject
     if notes is not None:
         metadata["annotations"] = notes
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [*containers], **spec}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {"containers": [*containers], **spec},
+    }
 
 
 def container(name: str = "c", **more: Any) -> Json:
@@ -73,7 +78,9 @@ CASES: dict[str, tuple[Json, Json]] = {
     "what is there stays, and comes first": (
         pod(
             container(
-                env=env(("A", "1"), ("PATH", "/conda/bin:/bin"), ("LD_LIBRARY_PATH", "/usr/local/cuda/compat")),
+                env=env(
+                    ("A", "1"), ("PATH", "/conda/bin:/bin"), ("LD_LIBRARY_PATH", "/usr/local/cuda/compat")
+                ),
                 volumeMounts=[TOKEN],
             ),
             volumes=[{"name": "kube-api-access-x", "projected": {}}],
@@ -106,26 +113,32 @@ CASES: dict[str, tuple[Json, Json]] = {
         pod(container(env=env(("PATH", f"{BIN}2"), ("LD_LIBRARY_PATH", f"/x{LIB}")))),
         pod(
             container(
-                env=env(("PATH", f"{BIN}2:{BIN}"), ("LD_LIBRARY_PATH", f"/x{LIB}:{LIB}")), volumeMounts=[MOUNT]
+                env=env(("PATH", f"{BIN}2:{BIN}"), ("LD_LIBRARY_PATH", f"/x{LIB}:{LIB}")),
+                volumeMounts=[MOUNT],
             ),
             volumes=[VOLUME],
         ),
     ),
     "an empty value, and none at all": (
         pod(container(env=[{"name": "PATH", "value": ""}, {"name": "LD_LIBRARY_PATH"}])),
-        pod(container(env=env(("PATH", BIN), ("LD_LIBRARY_PATH", LIB)), volumeMounts=[MOUNT]), volumes=[VOLUME]),
+        pod(
+            container(env=env(("PATH", BIN), ("LD_LIBRARY_PATH", LIB)), volumeMounts=[MOUNT]),
+            volumes=[VOLUME],
+        ),
     ),
     "a value from elsewhere stays": (
         pod(container(env=[FROM_A_MAP])),
         pod(
-            container(env=[FROM_A_MAP, *env(("LD_LIBRARY_PATH", LIB))], volumeMounts=[MOUNT]), volumes=[VOLUME]
+            container(env=[FROM_A_MAP, *env(("LD_LIBRARY_PATH", LIB))], volumeMounts=[MOUNT]),
+            volumes=[VOLUME],
         ),
     ),
     "a name that is there twice: the last one counts": (
         pod(container(env=env(("PATH", "/a"), ("PATH", "/b"), ("LD_LIBRARY_PATH", LIB)))),
         pod(
             container(
-                env=env(("PATH", "/a"), ("PATH", f"/b:{BIN}"), ("LD_LIBRARY_PATH", LIB)), volumeMounts=[MOUNT]
+                env=env(("PATH", "/a"), ("PATH", f"/b:{BIN}"), ("LD_LIBRARY_PATH", LIB)),
+                volumeMounts=[MOUNT],
             ),
             volumes=[VOLUME],
         ),
@@ -221,9 +234,12 @@ CONTAINER = st.fixed_dictionaries(
 def test_whatever_a_pod_has_nothing_is_lost_and_nothing_added_twice(
     containers: list[Json], before: list[Json] | None, volumes: list[Json] | None, inject: str
 ) -> None:
-    more = {"initContainers": before, "volumes": volumes}
-    given_ = pod(*containers, inject=inject, **{key: value for key, value in more.items() if value is not None})
+    given_ = pod(*containers, inject=inject)
+    for name, value in (("initContainers", before), ("volumes", volumes)):
+        if value is not None:
+            given_["spec"][name] = value
     admitted = POLICY.admit(given_)
+    assert admitted["spec"]["volumes"][: len(volumes or ())] == (volumes or [])
     assert POLICY.patches(admitted) == []
     for kind in ("containers", "initContainers"):
         pairs = zip(given_["spec"].get(kind, []), admitted["spec"].get(kind, []), strict=True)

@@ -16,20 +16,24 @@ import pytest
 import yaml
 
 from nvidiad.kubernetes.thought.answer import NOT_READY
-from nvidiad.thought.labels import READY
+from nvidiad.thought.config import load
+from nvidiad.thought.labels import DRIVER, MAJOR, READY
 from tests.kubernetes.apiserver import QUALIFIED
 
 Json = dict[str, Any]
 CHECKOUT = Path(__file__).parents[3]
 CONTRIB = CHECKOUT / "contrib/kubernetes"
 PAGE = (CHECKOUT / "docs/kubernetes.md").read_text()
-# The newest that the package has; the mutation policy in v1 is in it, so nothing here is newer than a schema.
+# The newest that the package has. The mutation policy in v1 is in it: nothing here is newer than a schema.
 NEWEST = "1.37"
 # What is patched into somebody else's object is checked as a part of such an object, at its least.
 PATCHES = {"fluo-operator.yaml", "kured.yaml"}
 # No objects of Kubernetes: Helm's.
 VALUES = {"gpu-operator-values.yaml"}
-POD_TEMPLATE: Json = {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "a", "image": "i"}]}}
+POD_TEMPLATE: Json = {
+    "metadata": {"labels": {"app": "a"}},
+    "spec": {"containers": [{"name": "a", "image": "i"}]},
+}
 WHOLE: Json = {"spec": {"selector": {"matchLabels": {"app": "a"}}, "template": POD_TEMPLATE}}
 
 
@@ -61,17 +65,25 @@ def objects() -> list[tuple[str, Json]]:
 OBJECTS = objects()
 
 
-@pytest.mark.parametrize(("file", "made"), OBJECTS, ids=[f"{file}: {made['kind']}" for file, made in OBJECTS])
+@pytest.mark.parametrize(
+    ("file", "made"), OBJECTS, ids=[f"{file}: {made['kind']}" for file, made in OBJECTS]
+)
 def test_every_object_is_one_of_kubernetes(file: str, made: Json) -> None:
     assert kubernetes_validate.validate(made, NEWEST, strict=True) == NEWEST, file
 
 
 @pytest.mark.parametrize(("version", "api"), [("1.35", "v1beta1"), ("1.33", "v1alpha1")])
-@pytest.mark.parametrize("number", [0, 1], ids=["policy", "binding"])
-def test_the_mutation_is_the_same_text_for_older_clusters(version: str, api: str, number: int) -> None:
-    made = list(yaml.safe_load_all((CONTRIB / "inject.yaml").read_text()))[number]
-    older = made | {"apiVersion": f"admissionregistration.k8s.io/{api}"}
-    assert kubernetes_validate.validate(older, version, strict=True) == version
+def test_the_mutation_is_the_same_text_for_older_clusters(version: str, api: str) -> None:
+    # The page's own command, for either version.
+    (command,) = re.findall(r"^\$ (sed .*/inject\.yaml) \| kubectl apply", PAGE, re.MULTILINE)
+    changed = command.replace("v1beta1", api)
+    done = subprocess.run(
+        ["sh", "-c", changed], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True
+    )
+    made = list(yaml.safe_load_all(done.stdout))
+    assert [one["apiVersion"] for one in made] == [f"admissionregistration.k8s.io/{api}"] * 2
+    for one in made:
+        assert kubernetes_validate.validate(one, version, strict=True) == version
     assert api in (CONTRIB / "inject.yaml").read_text()
 
 
@@ -83,7 +95,9 @@ def test_a_field_that_is_not_there_is_a_fault() -> None:
 
 
 def test_every_file_is_looked_at() -> None:
-    assert {path.name for path in CONTRIB.glob("*.yaml")} == {file for file, _ in OBJECTS if "/" not in file} | VALUES
+    assert {path.name for path in CONTRIB.glob("*.yaml")} == {
+        file for file, _ in OBJECTS if "/" not in file
+    } | VALUES
 
 
 # -- what is no object of Kubernetes -----------------------------------------------------------------------
@@ -109,7 +123,7 @@ def test_the_values_for_the_operator_are_those_that_its_chart_has() -> None:
     assert shape(values) == CHART
     assert values["driver"]["enabled"] is False
     for table in (values["validator"]["driver"], values["devicePlugin"], values["migManager"]):
-        # An environment: anything but a string is refused by the API server, when the chart is long installed.
+        # An environment: the API server refuses all but strings, when the chart is long installed.
         assert [shape(one) for one in table["env"]] == [{"name": str, "value": str}]
 
 
@@ -145,6 +159,17 @@ def test_a_kubelet_registers_with_the_taint_that_the_companion_takes_off() -> No
     assert f"`{NOT_READY}" in PAGE
 
 
+def test_the_pages_configurations_are_those_of_the_files() -> None:
+    (toml,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    settings, faults = load([("page", toml)])
+    assert not faults
+    assert settings.kubernetes.nfd_file is not None
+    lines = (CONTRIB / "containerd-cdi.toml").read_text().splitlines()
+    assert "\n".join(line for line in lines if not line.startswith("#")) in PAGE
+    for name in (READY, DRIVER, MAJOR):
+        assert f"| `{name}` |" in PAGE
+
+
 def test_containerd_is_told_where_specifications_are() -> None:
     made = tomllib.loads((CONTRIB / "containerd-cdi.toml").read_text())
     assert made == {
@@ -166,7 +191,9 @@ def test_the_link_to_nvidia_smi_is_made_once_and_overwrites_nothing(tmp_path: Pa
     link = tmp_path / "opt/bin/nvidia-smi"
     (tmp_path / "etc").mkdir()
     for name in ("passwd", "group"):
-        (tmp_path / "etc" / name).write_text("root:x:0:0::/:/bin/sh\n" if name == "passwd" else "root:x:0:\n")
+        (tmp_path / "etc" / name).write_text(
+            "root:x:0:0::/:/bin/sh\n" if name == "passwd" else "root:x:0:\n"
+        )
     create()
     assert str(link.readlink()) == "/opt/nvidia/current/bin/nvidia-smi"
     link.unlink()
