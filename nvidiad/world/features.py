@@ -20,7 +20,7 @@ class Features:
         self._root = root
 
     def put(self, place: PurePosixPath, text: str | None) -> None:
-        """Let a file say this, or not be there; one that is right is not touched: NFD looks at each change."""
+        """Let a file say this, or not be there; one that is right is not touched (NFD sees changes)."""
         path = self._root / place.relative_to("/")
         remedy = "Name a place that can be written: kubernetes.nfd-file."
         with files.explained(f"labelling by '{path}'", Code.INTERNAL, remedy):

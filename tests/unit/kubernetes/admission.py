@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API server does with a MutatingAdmissionPolicy of JSON patches: cel-cpp and this small binding.
 
-Kubernetes gives CEL three things of its own. `JSONPatch` is made here a message with the four fields of RFC 6902,
-so that a name or a type that is wrong does not compile. `variables` are evaluated in order, each seeing those
-before it. `object` is untyped, as it is there. The rest (has, filter, map, exists, contains, join) is CEL itself.
+Kubernetes gives CEL three things of its own. `JSONPatch` is made here a message with the four fields of
+RFC 6902, so that a name or a type that is wrong does not compile. `variables` are evaluated in order, each
+seeing those before it. `object` is untyped, as it is there. The rest (has, filter, map, exists, contains,
+join) is CEL itself.
 
-Not bound, as no policy here needs it: `Object` types, `jsonpatch.escapeKey`, `request`, `params`, `authorizer`,
-the limits of cost. Not seen here: that the server wants the literals of one list or map to be of one type.
+Not bound, as no policy here needs it: `Object` types, `jsonpatch.escapeKey`, `request`, `params`,
+`authorizer`, the limits of cost. Not seen here: that the server wants the literals of one list or map to
+be of one type.
 """
 
 from __future__ import annotations
