@@ -192,7 +192,17 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
     report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
     if plan.problem:
         log.error(plan.problem.sentence, code=str(plan.problem.code), remedy=plan.problem.remedy)
-    return 1 if plan.problem or report.problem else 0
+    if plan.problem or report.problem:
+        return 1
+    if settings.kubernetes.nfd_file:
+        # A daemon that runs sees to that, too; one that was stopped first, to remove nvidiad, does not.
+        from nvidiad.world.features import Features
+
+        try:
+            Features(root).put(settings.kubernetes.nfd_file, None)
+        except Failure as failure:
+            log.warning("the node keeps its labels, proceeding anyway", error=failure.sentence)
+    return 0
 
 
 def _host_is_stopping(root: Path) -> bool:

@@ -464,6 +464,13 @@ def test_a_file_labels_the_node_while_its_gpu_can_be_used(ready: Host) -> None:
     host.wait(lambda: host.exists(place), "the file is back")
     road.configure(host, road.configuration())
     host.wait(lambda: not host.exists(place), "no file where none is configured")
+    road.configure(host, road.configuration(kubernetes={"nfd-file": place}))
+    host.wait(lambda: host.exists(place), "the file is back again")
+    host.systemctl("stop", "nvidiad.socket", "nvidiad.service")
+    assert host.exists(place)
+    host.systemctl("stop", "nvidia.service")
+    assert not host.exists(place)
+    host.systemctl("start", "nvidiad.socket")
 
 
 def test_a_kubelet_that_gave_up_before_the_driver_was_there_is_started_when_it_is(host: Host) -> None:
