@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.model import Progress
+    from nvidiad.nouns.plan import Status
     from nvidiad.rim.daemon import Source
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Bus, Log, Vouchers
@@ -191,7 +192,17 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
     report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
     if plan.problem:
         log.error(plan.problem.sentence, code=str(plan.problem.code), remedy=plan.problem.remedy)
-    return 1 if plan.problem or report.problem else 0
+    if plan.problem or report.problem:
+        return 1
+    if settings.kubernetes.nfd_file:
+        # A daemon that runs sees to that, too; one that was stopped first, to remove nvidiad, does not.
+        from nvidiad.world.features import Features
+
+        try:
+            Features(root).put(settings.kubernetes.nfd_file, None)
+        except Failure as failure:
+            log.warning("the node keeps its labels, proceeding anyway", error=failure.sentence)
+    return 0
 
 
 def _host_is_stopping(root: Path) -> bool:
@@ -224,14 +235,17 @@ def run_daemon(configuration: Path, root: Path) -> int:
 async def _serve(configuration: Path, root: Path, log: Log) -> int:
     import random
     import socket
+    from functools import partial
 
     from nvidiad import __version__
     from nvidiad.rim.board import Board
     from nvidiad.rim.daemon import Daemon, Surroundings
     from nvidiad.rim.server import Server
     from nvidiad.thought import render
+    from nvidiad.verbs.label import Labeller
     from nvidiad.verbs.reconcile import Reconciler
     from nvidiad.world import itself
+    from nvidiad.world.features import Features
     from nvidiad.world.logind import LOCK, Logind
     from nvidiad.world.notify import ServiceManager, inherited
 
@@ -248,6 +262,13 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
             known = cache["last"] = (settings, all_ports(settings, root, bus))
         return known[1]
 
+    labeller = Labeller(Features(root), log)
+
+    def labelled(publish: Callable[[Status], None], status: Status) -> None:
+        """On the worker, which may wait for a disk."""
+        labeller.label(cache["last"][0].kubernetes.nfd_file, status)
+        publish(status)
+
     board = Board(version=__version__, recall=memories(root).read)
     daemon = Daemon(
         Surroundings(
@@ -262,7 +283,7 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
                 now=time.time,
                 seconds=time.monotonic,
                 tell=tell,
-                publish=publish,
+                publish=partial(labelled, publish),
                 stopping=stopping,
             ),
             open_sources=lambda settings: _open_sources(settings, root),

@@ -19,6 +19,7 @@ from nvidiad.thought.settings import (
     Engine,
     Image,
     Install,
+    Kubernetes,
     Reboot,
     Retention,
     Settings,
@@ -100,6 +101,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "bytes": values.size,
     },
     "engine": {"socket": values.path},
+    "kubernetes": {"nfd-file": values.feature_file},
     "daemon": {
         "poll": values.seconds(10, 86400),
         "retry-initial": values.seconds(1, 3600),
@@ -300,6 +302,7 @@ def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, .
         reboot=Reboot(**reading.section("reboot")),
         retention=Retention(**reading.section("retention")),
         engine=Engine(**reading.section("engine")),
+        kubernetes=Kubernetes(**reading.section("kubernetes")),
         daemon=Daemon(**reading.section("daemon")),
     )
     return settings, tuple(reading.faults)

@@ -112,6 +112,12 @@ class Retention(Value):
     """At most so many in all, 0 for no limit."""
 
 
+class Kubernetes(Value):
+    """What a cluster is told of this host, beside what it asks."""
+
+    nfd_file: PurePosixPath | None = None
+
+
 class Daemon(Value):
     poll: float = 300.0
     retry_initial: float = 15.0
@@ -131,6 +137,7 @@ class Settings(Value):
     reboot: Reboot = Reboot()
     retention: Retention = Retention()
     engine: Engine = Engine()
+    kubernetes: Kubernetes = Kubernetes()
     daemon: Daemon = Daemon()
 
     @property

@@ -341,6 +341,14 @@ def optional_path(value: object) -> PurePosixPath | None:
     return None if value == "" else path(value)
 
 
+def feature_file(value: object) -> PurePosixPath | None:
+    place = optional_path(value)
+    if place is not None and (place.name.startswith(".") or len(place.parts) < 3):
+        # node-feature-discovery does not read such a name, and nobody would say so.
+        raise expected("a file in a directory, whose name does not begin with a dot", value)
+    return place
+
+
 def command(value: object) -> tuple[str, ...]:
     what = "an array of a program's absolute path and its arguments"
     if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):

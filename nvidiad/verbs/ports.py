@@ -9,7 +9,7 @@ from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from pathlib import Path, PurePosixPath
 
     from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.facts import LinkerFacts, MountFacts
@@ -234,6 +234,12 @@ class Shutdowns(Protocol):
     def hold(self, why: str) -> None: ...
     def release(self) -> None: ...
     def reboot(self) -> None: ...
+
+
+class FeatureFiles(Protocol):
+    """What node-feature-discovery reads on this host."""
+
+    def put(self, place: PurePosixPath, text: str | None) -> None: ...
 
 
 class Memories(Protocol):

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from nvidiad.nouns.model import Exposure, Signatures
 from nvidiad.thought import config
 from nvidiad.thought.config import load
-from nvidiad.thought.settings import Daemon, Driver, Engine, Image, Install, Settings, Trust, Units
+from nvidiad.thought.settings import (
+    Daemon,
+    Driver,
+    Engine,
+    Image,
+    Install,
+    Kubernetes,
+    Settings,
+    Trust,
+    Units,
+)
 
 # A busy machine is no reason to fail.
 # Tables whose keys are free.
@@ -57,6 +67,8 @@ gated = ["kubelet.service", "vllm@0.service", "gpu.target"]
 when-missing = "start"
 [engine]
 socket = "/var/run/docker.sock"
+[kubernetes]
+nfd-file = "/etc/nfd/features.d/nvidiad"
 [daemon]
 poll = 60
 retry-initial = 2
@@ -125,6 +137,7 @@ def test_every_key() -> None:
         install=Install(PurePosixPath("/var/lib/nvidiad/root"), Exposure.OVERLAY),
         units=Units(("kubelet.service", "vllm@0.service", "gpu.target"), hold=False),
         engine=Engine(PurePosixPath("/var/run/docker.sock")),
+        kubernetes=Kubernetes(PurePosixPath("/etc/nfd/features.d/nvidiad")),
         daemon=Daemon(60.0, 2.0, 30.0),
     )
 
@@ -419,7 +432,7 @@ def test_the_import_is_cheap() -> None:
         pytest.param(
             "[zzz]\n",
             "f:1: zzz: unknown table (there are driver, image, trust, cuda, install, units, "
-            "stage, reboot, retention, engine, daemon)",
+            "stage, reboot, retention, engine, kubernetes, daemon)",
             id="unknown table",
         ),
         pytest.param(
@@ -514,7 +527,7 @@ def test_all_faults_at_once_each_with_its_place() -> None:
     assert [(fault.file, fault.line, fault.column, fault.key) for fault in faults] == [
         ("a.toml", 4, None, "driver.product"),
         ("a.toml", 23, None, "install.root"),
-        ("a.toml", 31, None, "daemon.pol"),
+        ("a.toml", 33, None, "daemon.pol"),
         ("b.toml", 2, 1, ""),
         ("c.toml", 2, None, "units.gated"),
     ]
