@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nvidiad.rim.client import SOCKET
 
             return _status(SOCKET, style)
-        if given in (["activate"], ["deactivate"]):
+        if given in (["activate"], ["deactivate"], ["cdi"], ["health"]):
             return _activate_host(given[0])
         return _dispatch(given)
     except KeyboardInterrupt:
@@ -124,6 +124,9 @@ def _parse(given: list[str]) -> argparse.Namespace:
         ("run", "run the daemon (nvidiad.service does)"),
         ("activate", "bring the driver on disk into force (nvidia.service does)"),
         ("deactivate", "undo activate"),
+        ("cdi", "describe the GPUs for containers (nvidia-cdi.service does)"),
+        ("health", "ask NVML after the GPUs (nvidia-health.service does)"),
+        ("fabric", "become the driver's fabric manager (nvidia-fabricmanager.service does)"),
     ):
         verb = verbs.add_parser(name, help=text, description=text, parents=[common])
         if name == "install":
@@ -355,7 +358,7 @@ def _reboot_check(options: argparse.Namespace) -> int:
 
 
 def _activate_host(verb: str) -> int:
-    """What nvidia.service runs, on the way to every kubelet start."""
+    """What the units run, on the way to every kubelet start."""
     from pathlib import Path
 
     return _activate(verb, Path(CONFIGURATION), Path("/"))
@@ -364,11 +367,18 @@ def _activate_host(verb: str) -> int:
 def _activate(verb: str, configuration: Path, root: Path) -> int:
     import os
 
-    from nvidiad import app
     from nvidiad.world.journal import PlainLog
 
-    do = app.activate if verb == "activate" else app.deactivate
-    return do(configuration, root, PlainLog(os.environ))
+    log = PlainLog(os.environ)
+    if verb in ("activate", "deactivate"):
+        from nvidiad import app
+
+        return (app.activate if verb == "activate" else app.deactivate)(configuration, root, log)
+    from nvidiad import beside
+
+    return {"cdi": beside.cdi, "health": beside.health, "fabric": beside.fabric}[verb](
+        configuration, root, log
+    )
 
 
 def _print_json(value: object, style: str) -> None:
