@@ -60,6 +60,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.notify import Store
     from nvidiad.world.slots import Slots
+    from nvidiad.world.surroundings import LinuxSurroundings
     from nvidiad.world.units import NoUnits, SystemdUnits
     from nvidiad.world.upcoming import NextSystems
     from nvidiad.world.updates import NoUpdates, UpdateEngine
@@ -82,6 +83,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
         kernels=Kernels(root),
+        surroundings=LinuxSurroundings(root),
         activations=activations(root),
     )
 
@@ -312,7 +314,8 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
 
 
 def _open_sources(settings: Settings, root: Path) -> Sequence[Source]:
-    from nvidiad.thought.planner import watched_units
+    from nvidiad.thought.companions import watched
+    from nvidiad.world import surroundings
     from nvidiad.world.bus import Connection
     from nvidiad.world.filewatch import FileWatch
     from nvidiad.world.gpu import Monitor
@@ -322,10 +325,10 @@ def _open_sources(settings: Settings, root: Path) -> Sequence[Source]:
     from nvidiad.world.upcoming import told_by
 
     return (
-        BusSignals(Connection(), watched_units(settings), unit_path),
+        BusSignals(Connection(), watched(settings), unit_path),
         Monitor(),
         MountWatch(),
-        FileWatch(*told_by(root, settings.stage.next_file)),
+        FileWatch(*told_by(root, settings.stage.next_file), *surroundings.told_by(root)),
     )
 
 

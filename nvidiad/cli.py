@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nvidiad.rim.client import SOCKET
 
             return _status(SOCKET, style)
-        if given in (["activate"], ["deactivate"]):
+        if given in (["activate"], ["deactivate"], ["cdi"], ["health"]):
             return _activate_host(given[0])
         return _dispatch(given)
     except KeyboardInterrupt:
@@ -327,7 +327,7 @@ def _reboot_check(options: argparse.Namespace) -> int:
 
 
 def _activate_host(verb: str) -> int:
-    """What nvidia.service runs, on the way to every kubelet start."""
+    """What the units run, on the way to every kubelet start."""
     from pathlib import Path
 
     from nvidiad.configuration import FILE
@@ -338,11 +338,18 @@ def _activate_host(verb: str) -> int:
 def _activate(verb: str, configuration: Path, root: Path) -> int:
     import os
 
-    from nvidiad import app
     from nvidiad.world.journal import PlainLog
 
-    do = app.activate if verb == "activate" else app.deactivate
-    return do(configuration, root, PlainLog(os.environ))
+    log = PlainLog(os.environ)
+    if verb in ("activate", "deactivate"):
+        from nvidiad import app
+
+        return (app.activate if verb == "activate" else app.deactivate)(configuration, root, log)
+    from nvidiad import beside
+
+    return {"cdi": beside.cdi, "health": beside.health, "fabric": beside.fabric}[verb](
+        configuration, root, log
+    )
 
 
 def _print_json(value: object, style: str) -> None:

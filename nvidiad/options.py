@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
         ("run", "run the daemon (nvidiad.service does)"),
         ("activate", "bring the driver on disk into force (nvidia.service does)"),
         ("deactivate", "undo activate"),
+        ("cdi", "describe the GPUs for containers (nvidia-cdi.service does)"),
+        ("health", "ask NVML after the GPUs (nvidia-health.service does)"),
+        ("fabric", "become the driver's fabric manager (nvidia-fabricmanager.service does)"),
     ):
         verb = verbs.add_parser(name, help=text, description=text, parents=[common])
         if name == "install":

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.model import ModuleRules
+from nvidiad.nouns.surroundings import Surroundings
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import Value
 
@@ -107,6 +108,7 @@ class HostFacts(Value):
     """None where there is no logind."""
     uptime: float = 0.0
     """Seconds since the host booted, suspended ones too: no clock that somebody sets."""
+    surroundings: Surroundings = Surroundings()
 
     def unit(self, name: str) -> UnitState | None:
         """The state of a unit, None where it was not looked at."""

@@ -13,6 +13,7 @@ from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import Value
 from nvidiad.thought import values
 from nvidiad.thought.settings import (
+    Cdi,
     Cuda,
     Daemon,
     Driver,
@@ -80,6 +81,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "repository": values.cuda_repository,
         "tag": values.cuda_tag,
     },
+    "cdi": {"enabled": values.switch},
     "install": {"root": values.path, "exposure": values.exposure},
     "units": {"gated": values.gated, "when-missing": values.hold},
     "stage": {
@@ -296,6 +298,7 @@ def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, .
         image=Image(**reading.section("image")),
         trust=Trust(**reading.section("trust")),
         cuda=Cuda(**reading.section("cuda")),
+        cdi=Cdi(**reading.section("cdi")),
         install=Install(**reading.section("install")),
         units=Units(**units),
         stage=Stage(**reading.section("stage")),

@@ -9,9 +9,10 @@ from nvidiad.nouns.steps import step_name
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import CudaFacts
-    from nvidiad.nouns.model import Memory, Problem, Progress, Tree, UnitState
+    from nvidiad.nouns.model import Gpu, Memory, Problem, Progress, Tree, UnitState
     from nvidiad.nouns.plan import CudaStatus, Plan, Report, Status
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.surroundings import Surroundings
     from nvidiad.nouns.upcoming import Stage
 
 SCHEMA = 1
@@ -42,6 +43,7 @@ def document(
         "gpus": [],
         "driver": None,
         "cuda": None,
+        "surroundings": None,
         "exposure": None,
         "units": [],
         "update": None,
@@ -75,9 +77,10 @@ def _observed(status: Status, memory: Memory | None) -> Document:
         "problem": _problem(status.problem),
         "os": {"id": host.release.id, "version": host.release.version, "name": host.release.name},
         "kernel": {"release": host.kernel, "lockdown": host.lockdown, "boot_id": host.boot_id},
-        "gpus": [{"address": g.address, "device": g.device, "bound": g.bound} for g in host.gpus],
+        "gpus": [_gpu(gpu, facts.surroundings) for gpu in host.gpus],
         "driver": _driver(status, memory),
         "cuda": status.cuda and _cuda(status.cuda, facts.cuda),
+        "surroundings": _surroundings(facts.surroundings),
         "exposure": {
             "way": str(status.exposure),
             "reason": status.exposure_reason,
@@ -113,6 +116,35 @@ def _driver(status: Status, memory: Memory | None) -> Document:
         "nodes_missing": list(host.nodes_missing),
         "holders": [{"pid": h.pid, "command": h.command, "unit": h.unit} for h in status.facts.holders],
         "extensions": list(host.extensions),
+    }
+
+
+def _gpu(gpu: Gpu, around: Surroundings) -> Document:
+    known = (
+        next((g for g in around.inventory.gpus if g.address == gpu.address), None)
+        if around.inventory
+        else None
+    )
+    state = next((g for g in around.health.gpus if g.address == gpu.address), None) if known else None
+    return {
+        "address": gpu.address,
+        "device": gpu.device,
+        "bound": gpu.bound,
+        "model": (known and known.model) or (state and state.model) or None,
+        "uuid": (known and known.uuid) or (state and state.uuid) or None,
+        "problem": _problem(state.problem) if state else None,
+    }
+
+
+def _surroundings(around: Surroundings) -> Document | None:
+    """What stands beside the driver; nothing where none is in force."""
+    if around.inventory is None:
+        return None
+    ours = bool(around.cdi.digest) and around.specification == around.cdi.digest
+    return {
+        "cdi": {"written": ours, "problem": _problem(around.cdi.problem)},
+        "fabric": {"problem": _problem(around.fabric.problem)},
+        "health": {"asked": bool(around.health.of), "problem": _problem(around.health.problem)},
     }
 
 

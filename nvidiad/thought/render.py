@@ -142,7 +142,9 @@ def _usable_rows(document: Document, now: float) -> Rows:
     for gpu in _objects(document.get("gpus")):
         bound = _text(gpu.get("bound"))
         words = f"{_text(gpu.get('address'))} [{_text(gpu.get('device'))}], "
-        rows.append(("GPU", words + (f"bound to {bound}" if bound else "not bound")))
+        known = ", ".join(filter(None, (_text(gpu.get("model")), _text(gpu.get("uuid")))))
+        words += f"bound to {bound}" if bound else "not bound"
+        rows.append(("GPU", f"{words}, {known}" if known else words))
     return rows
 
 

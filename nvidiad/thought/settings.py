@@ -66,6 +66,12 @@ class Cuda(Value):
     tag: str = "{version}"
 
 
+class Cdi(Value):
+    """The description of the GPUs for container engines."""
+
+    enabled: bool = True
+
+
 class Install(Value):
     root: PurePosixPath = _ROOT
     exposure: Exposure = Exposure.AUTO
@@ -131,6 +137,7 @@ class Settings(Value):
     image: Image = Image()
     trust: Trust = Trust()
     cuda: Cuda = Cuda()
+    cdi: Cdi = Cdi()
     install: Install = Install()
     units: Units = Units()
     stage: Stage = Stage()

@@ -364,7 +364,10 @@ def hold(value: object) -> bool:
 
 _KINDS = ("service", "target", "socket", "timer", "path", "mount", "automount", "swap", "slice", "scope")
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}", re.ASCII)
-_OWN = ("nvidia.service", "nvidiad.service", "nvidiad.socket", "nvidia-persistenced.service")
+_OWN = (
+    *("nvidia.service", "nvidiad.service", "nvidiad.socket", "nvidia-persistenced.service"),
+    *("nvidia-fabricmanager.service", "nvidia-cdi.service", "nvidia-health.service"),
+)
 # nvidiad needs these to get a driver: made to wait for one, they would wait for ever.
 _NEEDED = (
     *("basic.target", "sysinit.target", "local-fs.target", "network.target", "network-online.target"),

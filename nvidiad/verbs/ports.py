@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnitState,
         UpdateStatus,
     )
+    from nvidiad.nouns.surroundings import Surroundings as Around
     from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
     from nvidiad.thought.cosign import Seal
     from nvidiad.thought.symbols import Imports, Known
@@ -242,6 +243,31 @@ class FeatureFiles(Protocol):
     def put(self, place: PurePosixPath, text: str | None) -> None: ...
 
 
+class Surroundings(Protocol):
+    """What stands beside a driver in force."""
+
+    def look(self, tree: Tree | None) -> Around: ...
+
+
+class Specification(Protocol):
+    """The CDI specification, and NVIDIA's program that makes one."""
+
+    def write(self, text: str) -> None: ...
+    def remove(self) -> None: ...
+    def refuse_another(self) -> None: ...
+    def generator(self) -> str: ...
+    def generate(self, program: str, tree: str) -> str: ...
+    def digest(self, text: str) -> str: ...
+
+
+class Smi(Protocol):
+    """NVIDIA's program that asks NVML."""
+
+    @property
+    def seconds(self) -> float: ...
+    def ask(self, tree: str, arguments: tuple[str, ...]) -> tuple[int, str] | None: ...
+
+
 class Memories(Protocol):
     """The file that survives reboots."""
 
@@ -278,5 +304,6 @@ class Ports(Value):
     vouchers: Vouchers | None
     """None where nobody looks for signatures."""
     kernels: Kernels
+    surroundings: Surroundings
     activations: Memories
     """What the last activation of this boot left to say, in /run."""

@@ -33,6 +33,7 @@ from nvidiad.nouns.model import (
     UpdateStatus,
     problem_of,
 )
+from nvidiad.nouns.surroundings import Surroundings
 from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
@@ -56,6 +57,7 @@ ROOT = Path("/opt")
 CURRENT = "/opt/nvidia/current"
 REPOSITORY = "registry.example/nvidia-driver"
 PERSISTENCED, KUBELET, DRIVER_UNIT = "nvidia-persistenced.service", "kubelet.service", "nvidia.service"
+BESIDE = (PERSISTENCED, "nvidia-cdi.service", "nvidia-health.service")
 NAMES = ("nvidia", "nvidia_modeset", "nvidia_uvm")
 NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-uvm")
 
@@ -313,6 +315,7 @@ class World:
             next=_Next(self),
             shutdowns=_Shutdowns(self),
             kernels=_Kernels(self),
+            surroundings=_Surroundings(self),
             activations=_Memories(self, "activation"),
         )
 
@@ -422,7 +425,8 @@ class World:
         failure = self.activate()
         self.set_unit(DRIVER_UNIT, "failed" if failure else "active", "exit-code" if failure else "success")
         if failure is None and self.gpus and self.volatile.loaded:
-            self.set_unit(PERSISTENCED, "active")
+            for name in BESIDE:
+                self.set_unit(name, "active")
         return failure
 
     def boot(self, release: str = "", kernel: str = "") -> None:
@@ -838,6 +842,11 @@ class _Shutdowns(_Part):
 
     def reboot(self) -> None:
         self.world.effect("reboot", lambda: setattr(self.world.volatile, "rebooted", True))
+
+
+class _Surroundings(_Part):
+    def look(self, tree: Tree | None) -> Surroundings:
+        return Surroundings()
 
 
 class _Memories(_Part):
