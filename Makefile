@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom deb install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lock     take newer versions of what is shipped into requirements/'
 	@echo 'make audit    ask for known vulnerabilities of what is shipped'
 	@echo 'make sbom     the bill of materials of what is shipped (CycloneDX)'
+	@echo 'make deb      the Debian package of what make bundle has made: dist/*.deb'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
 # pystemd has no wheels: it is compiled against libsystemd. Debian's own Python is enough for everything.
@@ -46,7 +47,7 @@ demo: $(VENV)/.ready
 
 # Tools that single tests skip without.
 test: $(VENV)/.ready $(TOOLS)/.ready
-	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod lintian scdoc shellcheck
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-images: $(VENV)/.ready
@@ -77,6 +78,12 @@ audit: $(VENV)/.ready $(TOOLS)/.ready
 
 sbom: $(VENV)/.ready
 	$(BIN)/python -m tools.sbom >nvidiad.cdx.json
+
+# TREE is what `make bundle` leaves.
+TREE ?= build/bundle/tree
+deb:
+	tools/prepare.sh dpkg-dev scdoc
+	tools/deb.sh $(TREE) dist
 
 # Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
 BUILD ?= build/install
