@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site deb install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -26,6 +26,7 @@ help:
 	@echo 'make man      write the pages made of nvidiad/codes.toml: nvidiad-codes(7), docs/status.md'
 	@echo 'make completions  write what the shells complete, from the parsers'
 	@echo 'make site     build the documentation as a site, in build/site/html'
+	@echo 'make deb      the Debian package of what make bundle has made: dist/*.deb'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
 # pystemd has no wheels: it is compiled against libsystemd. Debian's own Python is enough for everything.
@@ -55,7 +56,7 @@ demo: $(VENV)/.ready
 
 # Tools that single tests skip without.
 test: $(VENV)/.ready $(TOOLS)/.ready $(SITE)/.ready
-	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck fish zsh
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod lintian scdoc shellcheck fish zsh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-images: $(VENV)/.ready
@@ -98,6 +99,12 @@ completions: $(VENV)/.ready
 # SITE_URL=https://... where it will be.
 site: $(SITE)/.ready
 	$(PYTHON) -m tools.site $(abspath $(SITE))/bin/zensical
+
+# TREE is what `make bundle` leaves.
+TREE ?= build/bundle/tree
+deb:
+	tools/prepare.sh dpkg-dev scdoc
+	tools/deb.sh $(TREE) dist
 
 # Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
 BUILD ?= build/install

@@ -8,10 +8,12 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,6 +142,25 @@ def debian_tree(
 
     inputs = [suite, sorted(packages), variant, list(components), list(options), salt]
     return cached(f"{name}-{suite}", inputs, build)
+
+
+def unpacked(name: str, *packages: str) -> Path:
+    """The files of Debian packages of this machine's release, which are not installed by that."""
+
+    def build(partial: Path) -> None:
+        partial.mkdir()
+        with tempfile.TemporaryDirectory() as made:
+            # As root apt would want to be another user, who may not write there.
+            command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages]
+            run_checked(
+                ["sh", "-euc", f'cd "$0"; {shlex.join(command)}', made], f"apt-get download for {name}"
+            )
+            for package in Path(made).glob("*.deb"):
+                run_checked(
+                    ["dpkg-deb", "--extract", str(package), str(partial)], f"unpacking {package.name}"
+                )
+
+    return cached(name, [sorted(packages), platform.freedesktop_os_release()["VERSION_ID"]], build)
 
 
 def host_root(suite: str) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.beds.common import BedError, host_root, host_venv
+from tests.beds.common import BedError, host_root, host_venv, run_checked
 from tests.host import registry, standins
 from tests.host.layout import ENVIRONMENT, KUBELET, MASKED, SYSTEMD, UPDATE_ENGINE
 
@@ -82,8 +82,16 @@ class Machine:
         registries: Sequence[str] = ("plain",),
         update_engine: bool = True,
         engine_settings: Mapping[str, object] | None = None,
+        venv: bool = True,
+        packages: bool = False,
+        provision: Sequence[str] = (),
+        states: Sequence[str] = ("running",),
     ) -> Self:
-        """Boot for the first time, on a fresh disk; the boot must leave nothing failed."""
+        """Boot for the first time, on a fresh disk; to one of these states, so as a rule nothing may fail.
+
+        Without `venv` there is no /opt/nvidiad; with `packages` /usr is writable. `provision` is a command
+        of this machine that runs before the first boot, in the directory that will be the host's root.
+        """
         if self._supervisor is not None:
             raise BedError(f"{self.name} is up already")
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -110,11 +118,14 @@ class Machine:
             self._link(
                 "etc/systemd/system/sockets.target.wants/docker.socket", "/lib/systemd/system/docker.socket"
             )
+        if provision:
+            self._provision(provision)
         self._sweep_cgroup()
         settings = {
             "BED_DIR": str(self.dir),
             "BED_ROOT": str(self._root),
-            "BED_VENV": str(host_venv(self.suite)),
+            "BED_VENV": str(host_venv(self.suite)) if venv else "",
+            "BED_PACKAGES": "yes" if packages else "",
             "BED_STANDINS": str(standins.programs()),
             "BED_CGROUP": str(self._cgroup),
             "BED_CGROUP_TOP": str(self._cgroup_top),
@@ -131,7 +142,7 @@ class Machine:
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **settings},
             )
         state = self.wait_up(after=0)
-        if state != "running":
+        if state not in states:
             failed = self.run(
                 "systemctl --failed --plain --no-legend; journalctl -b -p warning --no-pager | tail -30"
             )
@@ -313,6 +324,16 @@ class Machine:
         return self.run("systemctl", *arguments, check=check, timeout=timeout)
 
     # -- what a host is made of -------------------------------------------------------------------------
+
+    def _provision(self, command: Sequence[str]) -> None:
+        layers = f"lowerdir={self._root},upperdir={self.disk},workdir={self.dir}/work"
+        lines = [
+            shlex.join(["mount", "-t", "overlay", "overlay", "-o", layers, f"{self.dir}/root"]),
+            f"cd {shlex.quote(str(self.dir))}/root; mkdir -p opt; mount --bind ../disk/opt opt",
+            shlex.join(["exec", *command]),
+        ]
+        private = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", "\n".join(lines)]
+        run_checked(private, f"provisioning {self.name}")
 
     def _lay_out(self, wanted: Sequence[str], engine_settings: Mapping[str, object]) -> None:
         files = {

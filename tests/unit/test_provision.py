@@ -1,203 +1,220 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image consists of, the room that it takes, and which images an engine may forget."""
+"""The provisioning examples as texts: filled in whole, and what their own tools say of them."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from nvidiad.nouns.errors import Code
-from nvidiad.thought import distribution, provision
-from nvidiad.thought.distribution import Descriptor, Document
-from nvidiad.thought.provision import Held, Place
+from nvidiad.world.units import GATE
+from tests.beds.common import BedError
+from tests.host import butane, cloud
+from tools import provision
 
-A, B, C, D = (f"sha256:{letter * 64}" for letter in "abcd")
-REPOSITORY = "reg.test/nv"
-LEFT = f"127.0.0.1:41131/nvidiad-gentle/00ff@{B}"
+CHECKOUT = Path(__file__).parents[2]
+SOURCES = CHECKOUT / "contrib/provision"
+NAME = "nvidiad-1.2.3-x86-64"
+SUMS = f"{'a' * 64}  {NAME}.tar.gz\n{'b' * 64}  {NAME}.raw\n{'c' * 64}  nvidiad_1.2.3_amd64.deb\n"
+TEXTS = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*") if path.suffix in (".yaml", ".yml"))
+BUTANE = ("nvidiad.yaml", "nvidiad-sysext.yaml")
+CLOUD = ("deb.yaml", "bundle.yaml")
+TOOLS = Path(sys.executable).parent
 
 
-def manifest(*layers: tuple[str, int]) -> Document:
-    described = tuple(Descriptor("layer", digest, size) for digest, size in layers)
-    return distribution.image(Descriptor("config", C, 7), described)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """contrib/provision, filled in for a release."""
+    dist = tmp_path_factory.mktemp("dist")
+    (dist / "SHA256SUMS").write_text(SUMS)
+    target = dist / "provision"
+    assert provision.main([str(dist), str(target), "--url=https://files.example/1.2.3/"]) == 0
+    return target
 
 
-def test_an_image_is_its_layers_and_its_configuration() -> None:
-    found = provision.contents(manifest((A, 100), (B, 20), (A, 100)))
-    assert (found.config, found.layers, found.manifests) == (C, ((A, 100), (B, 20)), ())
-    assert found.compressed == 120  # a layer that comes twice is fetched once
-    assert found.blobs == {A: 100, B: 20, C: 7}
+def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# -- filling in -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_a_template_is_yaml_before_and_after(text: Path, place: Path) -> None:
+    assert yaml.safe_load((SOURCES / text).read_text())
+    filled = (place / text).read_text()
+    assert yaml.safe_load(filled)
+    assert not provision._NAME.search(filled)
+
+
+def test_every_variable_is_explained() -> None:
+    told = (SOURCES / "README.md").read_text()
+    used = {name for text in TEXTS for name in provision._NAME.findall((SOURCES / text).read_text())}
+    assert used
+    for name in used:
+        assert f"| `@{name}@` |" in told
+
+
+def test_a_unit_that_is_filled_in_is_the_one_that_is_shipped(place: Path) -> None:
+    config = yaml.safe_load((place / "butane/nvidiad.yaml").read_text())
+    units = {unit["name"]: unit for unit in config["systemd"]["units"]}
+    shipped = (CHECKOUT / "units/systemd/system/nvidia.service").read_text()
+    assert units["nvidia.service"]["contents"] == shipped
+    # As nvidiad would write it, else it would not know it as its own.
+    assert units["kubelet.service"]["dropins"] == [{"name": "10-nvidia.conf", "contents": GATE}]
+
+
+def test_of_an_extension_a_unit_calls_the_program_below_usr(place: Path) -> None:
+    text = (place / "butane/nvidiad-sysext.yaml").read_text()
+    assert "ExecStart=/usr/lib/nvidiad/bin/nvidiad activate" in text
+    assert "/opt/nvidiad/bin" not in text
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("sums", "why"),
     [
-        "",
-        "[]",
-        "7",
-        '{"layers": 5, "manifests": {}, "config": []}',
-        '{"layers": [5, {"digest": "sha256:../../etc", "size": 1}, {"size": 2}], "config": {"digest": 4}}',
+        ("", "names no bundle for 'x86-64'"),
+        (f"{'a' * 64}  nvidiad-1.2.3-arm64.tar.gz\n", "names no bundle for 'x86-64'"),
+        (f"{'a' * 64}  {NAME}.tar.gz\n", "nothing is known of '@"),
     ],
 )
-def test_what_is_no_manifest_has_nothing(body: str) -> None:
-    assert provision.contents(Document("", body.encode())) == provision.Contents()
+def test_what_is_not_in_the_release_is_a_failure(
+    sums: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "SHA256SUMS").write_text(sums)
+    assert provision.main([str(tmp_path), str(tmp_path / "out"), "--url=https://files.example"]) == 1
+    assert why in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", ["-5", '"5"', "null", "true", "1.5"])
-def test_a_size_that_is_none_counts_nothing(size: str) -> None:
-    body = f'{{"layers": [{{"digest": "{A}", "size": {size}}}]}}'
-    assert provision.contents(Document("", body.encode())).compressed == 0
+# -- Butane and Ignition ----------------------------------------------------------------------------------
 
 
-def test_an_index_has_one_image_for_this_machine() -> None:
-    index = distribution.index(
-        (Descriptor("m", A, 1, architecture="amd64"), Descriptor("m", B, 1, architecture="arm64"))
-    )
-    assert provision.contents(index).manifests == (A, B)
-    assert provision.manifest_for(index, "x86_64") == A
-    assert provision.manifest_for(index, "aarch64") == B
-    assert provision.manifest_for(index, "riscv64") == ""
-    assert provision.manifest_for(manifest((A, 1)), "x86_64") == ""
+@pytest.fixture(scope="module")
+def ignition() -> Path:
+    try:
+        return butane.validator()
+    except BedError as error:
+        pytest.skip(f"Debian's ignition cannot be had: {error}")
 
 
-@pytest.mark.parametrize(
-    ("labels", "size"),
-    [
-        ({"io.nvidiad.size": "257000000"}, 257_000_000),
-        ({"io.nvidiad.size": ""}, 0),  # an image made by hand
-        ({"io.nvidiad.size": "-1"}, 0),
-        ({"io.nvidiad.size": "9" * 16}, 0),
-        ({"io.nvidiad.size": 5}, 0),
-        ({}, 0),  # an image of old
-        (None, 0),
-        (5, 0),
-    ],
-)
-def test_the_size_of_a_tree_stands_in_a_label(labels: object, size: int) -> None:
-    assert provision.tree_size(json.dumps({"config": {"Labels": labels}}).encode()) == size
+@pytest.mark.parametrize("name", BUTANE)
+def test_ignition_takes_it(name: str, place: Path, ignition: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.ign"
+    config.write_text(butane.translated((place / "butane" / name).read_text()))
+    assert run(ignition, config) == ""
 
 
-def test_the_number_of_files_stands_in_a_label_too() -> None:
-    config = {"config": {"Labels": {"io.nvidiad.files": "61"}}}
-    assert provision.tree_files(json.dumps(config).encode()) == 61
-    assert provision.tree_files(b"{}") == provision.INODES
-
-
-@pytest.mark.parametrize("config", [b"", b"{}", b"[]", b'{"config": []}', b"\xff", b"[" * 100_000])
-def test_a_configuration_that_is_none_says_nothing(config: bytes) -> None:
-    assert provision.tree_size(config) == 0
+def test_the_validator_sees_a_fault(ignition: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.ign"
+    config.write_text(json.dumps({"ignition": {"version": "3.3.0"}, "storage": {"files": [{"path": "x"}]}}))
+    assert subprocess.run([ignition, config], capture_output=True, check=False).returncode != 0
 
 
 @pytest.mark.parametrize(
-    ("places", "says"),
+    ("text", "why"),
     [
-        ((Place("/d", 1, 100, 100, 60),), ""),
-        ((Place("/d", 1, 99, 100, 60),), "needs 100 bytes in '/d', 99 are free"),
-        ((Place("/d", 1, 100, 90, 60), Place("/opt", 2, 100, 0, 60)), ""),
-        ((Place("/d", 1, 120, 100, 60), Place("/opt", 1, 120, 0, 60)), ""),
+        ("variant: fcos\nversion: 1.5.0\n", "no such variant"),
         (
-            (Place("/d", 1, 100, 90, 60), Place("/opt", 1, 100, 0, 60)),
-            "120 bytes in '/d' and '/opt', 100 are",
+            "variant: flatcar\nversion: 1.0.0\nsystemd: {units: [{name: a, enable: true}]}\n",
+            "'enable' is no key",
         ),
-        ((Place("/d", 1, 100, 60, 60), Place("/opt", 2, 10, 0, 60)), "60 bytes in '/opt', 10 are free"),
-        ((), ""),
-        ((Place("/d", 1, 100, 100, 60, 9, 9),), ""),
-        ((Place("/d", 1, 100, 100, 60, 9, 8),), "needs 9 inodes in '/d', 8 are free"),
-        ((Place("/d", 1, 200, 90, 60, 9, 17), Place("/opt", 1, 200, 0, 60, 9, 17)), "18 inodes in '/d' and"),
-        ((Place("/d", 1, 100, 100, 60, 9, None),), ""),
-    ],
-    ids=[
-        "fits",
-        "not",
-        "two disks",
-        "one disk in turn",
-        "one disk for both",
-        "the second disk",
-        "nobody knows",
-        "as many inodes as there are",
-        "one inode too few",
-        "one disk for both, and too few inodes",
-        "a file system without a number of inodes",
+        ("variant: flatcar\nversion: 1.0.0\nstorage: {files: [{path: a}]}\n", "absolute"),
+        (
+            "variant: flatcar\nversion: 1.0.0\nstorage: {files: [{path: /a, contents: {source: 'http://b'}}]}\n",
+            "without a hash",
+        ),
     ],
 )
-def test_room(places: tuple[Place, ...], says: str) -> None:
-    short = provision.shortage("reg.test/nv:1", places)
-    assert (short is not None) is bool(says)
-    if short is not None:
-        assert short.code is Code.DISK_FULL and short.retry
-        assert says in short.sentence and "'reg.test/nv:1'" in short.sentence
+def test_the_stand_in_for_butane_refuses(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        butane.translated(text)
 
 
-@pytest.mark.parametrize(("tree", "needed"), [(0, (200, 100)), (50, (200, 100)), (300, (400, 300))])
-def test_an_engine_holds_a_layer_twice_for_a_while(tree: int, needed: tuple[int, int]) -> None:
-    assert provision.engine_needs(100, tree) == needed
+# -- cloud-init -------------------------------------------------------------------------------------------
 
 
-PINNED, OTHER = f"{REPOSITORY}@{A}", f"{REPOSITORY}@{B}"
+@pytest.mark.parametrize("name", CLOUD)
+def test_cloud_init_takes_it(name: str, place: Path) -> None:
+    try:
+        library = cloud.files() / cloud.LIBRARY
+    except BedError as error:
+        pytest.skip(f"Debian's cloud-init cannot be had: {error}")
+    command = ["/usr/bin/python3", "-m", "cloudinit.cmd.main", "schema", "--config-file"]
+    said = run(*command, place / "cloud-init" / name, PYTHONPATH=str(library))
+    assert "Valid" in said
+    bad = place / "bad.yaml"
+    bad.write_text("#cloud-config\nruncmd: {a: 1}\n")
+    done = subprocess.run(
+        [*command, bad], capture_output=True, text=True, check=False, env={"PYTHONPATH": str(library)}
+    )
+    assert done.returncode != 0
+    assert "runcmd" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("image", "gone"),
-    [
-        (Held((), (PINNED,), ours=True), (PINNED,)),
-        (Held((), (PINNED,), ours=False), (PINNED,)),
-        (Held(("reg.test/nv:1",), (PINNED,), ours=True), ()),
-        (Held(("mine:1",), (PINNED,), ours=True), ()),
-        (Held((), (f"mirror.test/nv@{A}", PINNED), ours=True), (PINNED,)),
-        (Held((), (OTHER,), ours=True), (OTHER,)),
-        (Held((), (OTHER,), ours=False), ()),
-        (Held(("mine:1",), (OTHER,), ours=True), ()),
-        (Held((), (f"reg.test/nv/more@{B}",), ours=True), ()),
-        (Held((), (f"reg.test/nv2@{B}",), ours=True), ()),
-        (Held((), (LEFT,), ours=False), (LEFT,)),
-        (Held(("mine:1",), (LEFT, OTHER), ours=True), (LEFT,)),
-        (Held((), (f"127.0.0.1:5000/nvidiad-gentle/x/00ff@{B}",), ours=True), ()),
-        (Held((), (f"reg.test/nvidiad-gentle/00ff@{B}",), ours=True), ()),
-        (Held((), (), ours=True), ()),
-    ],
-    ids=[
-        *("itself", "itself without labels", "with a tag", "with another tag", "with another name"),
-        *("a leftover", "somebody's", "a leftover with a tag", "of a repository below", "of a neighbour"),
-        *("of a gateway", "of a gateway with a tag", "not of a gateway", "nor this", "without a name"),
-    ],
-)
-def test_what_an_engine_may_forget(image: Held, gone: tuple[str, ...]) -> None:
-    assert provision.expendable((image,), REPOSITORY, A) == gone
+# -- Ansible, shell ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("configured", "listed"),
-    [
-        ("docker.io/acme/nv", "acme/nv"),
-        ("index.docker.io/acme/nv", "acme/nv"),
-        ("docker.io/library/nv", "nv"),
-        ("acme/nv", "docker.io/acme/nv"),
-    ],
-)
-def test_an_engine_has_shorter_names_for_one_registry(configured: str, listed: str) -> None:
-    image = Held((), (f"{listed}@{A}",), ours=True)
-    assert provision.expendable((image,), configured, A) == (f"{listed}@{A}",)
-
-
-def test_what_engines_list() -> None:
-    listed = [
-        # 20.10
-        {"RepoTags": ["<none>:<none>"], "RepoDigests": [PINNED], "Labels": {"io.nvidiad.schema": "1"}},
-        {"RepoTags": ["mine:1"], "RepoDigests": ["<none>@<none>"], "Labels": None},
-        # with containerd's store
-        {"RepoTags": [OTHER, "mine:2"], "RepoDigests": [OTHER], "Labels": {}},
-        {"RepoTags": None},
-        5,
-    ]
-    assert provision.held(listed) == (
-        Held((), (PINNED,), ours=True),
-        Held(("mine:1",), (), ours=False),
-        Held(("mine:2",), (OTHER,), ours=False),
-        Held((), (), ours=False),
+@pytest.mark.skipif(not (TOOLS / "ansible-lint").exists(), reason="ansible-lint is not installed")
+def test_ansible_lint_finds_nothing(place: Path, tmp_path: Path) -> None:
+    path = f"{TOOLS}:{os.environ['PATH']}"
+    run(
+        TOOLS / "ansible-lint",
+        *("--offline", "--strict", "--profile=production", "site.yml"),
+        cwd=place / "ansible",
+        HOME=str(tmp_path),
+        PATH=path,
+        NO_COLOR="1",
     )
 
 
-def test_what_a_gateway_brought_is_found_again() -> None:
-    images = (Held((), (PINNED,), ours=True), Held((), (OTHER, LEFT), ours=True))
-    assert provision.begun(images, B) == LEFT.partition("@")[0]
-    assert provision.begun(images, A) == ""
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck() -> None:
+    run("shellcheck", SOURCES / "install.sh")
+
+
+HASH = "0" * 64
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install")
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((), "usage"),
+        (("https://files.example/a.tar.gz",), "usage"),
+        (("https://files.example/a.tar.gz", "abc"), "not the SHA-256"),
+        (("https://files.example/a.tar.gz", HASH.upper().replace("0", "A")), "lower case"),
+        (("https://files.example/a.zip", HASH), "not the name of a bundle"),
+    ],
+)
+def test_the_installation_refuses(arguments: tuple[str, ...], why: str) -> None:
+    done = subprocess.run([SOURCES / "install.sh", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert why in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install")
+def test_a_bundle_of_another_hash_is_not_even_unpacked(tmp_path: Path) -> None:
+    made = tmp_path / f"{NAME}.tar.gz"
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "install").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / NAME / "install").chmod(0o755)
+    run("tar", "-czf", made, "-C", tmp_path, NAME)
+    left = set(Path("/var/tmp").glob("nvidiad-install.*"))
+    command = [SOURCES / "install.sh", f"file://{made}"]
+    done = subprocess.run([*command, HASH], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "nothing was installed" in done.stderr
+    assert not (tmp_path / "ran").exists()
+    digest = run("sha256sum", made).split()[0]
+    run(*command, digest)
+    assert (tmp_path / "ran").exists()
+    assert set(Path("/var/tmp").glob("nvidiad-install.*")) == left

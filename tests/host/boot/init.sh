@@ -6,15 +6,17 @@ read -r pid _ </proc/self/stat # this machine's /proc still: the number by which
 exec 9>>"$BED_DIR/pid"
 T=$BED_DIR/root
 mount -t overlay overlay -o "lowerdir=$BED_ROOT,upperdir=$BED_DIR/upper,workdir=$BED_DIR/work" "$T"
-# /usr is read-only, as on an immutable OS; what must be an overlay's upper layer later is not itself on an overlay.
-mount --bind "$BED_ROOT/usr" "$T/usr"
-mount -o remount,bind,ro "$T/usr"
+# /usr is read-only, as on an immutable OS, where nobody wants to install packages; what must be an overlay's upper layer later is not itself on an overlay.
+if [ -z "$BED_PACKAGES" ]; then
+  mount --bind "$BED_ROOT/usr" "$T/usr"
+  mount -o remount,bind,ro "$T/usr"
+fi
 for d in opt var/lib/docker var/lib/containerd; do
   mkdir -p "$T/$d"
   mount --bind "$BED_DIR/disk/${d##*/}" "$T/$d"
 done
-mkdir -p "$T/opt/nvidiad"
-mount -t overlay overlay -o "lowerdir=$BED_VENV,upperdir=$BED_DIR/venv-upper,workdir=$BED_DIR/venv-work" "$T/opt/nvidiad"
+[ -z "$BED_VENV" ] || mkdir -p "$T/opt/nvidiad"
+[ -z "$BED_VENV" ] || mount -t overlay overlay -o "lowerdir=$BED_VENV,upperdir=$BED_DIR/venv-upper,workdir=$BED_DIR/venv-work" "$T/opt/nvidiad"
 mount -t proc -o nosuid,nodev,noexec proc "$T/proc"
 mount --bind "$T/proc/sys" "$T/proc/sys"
 mount --bind "$T/proc/sys/net" "$T/proc/sys/net"

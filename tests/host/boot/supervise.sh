@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Boots the host until it is powered off, one `unshare` a boot: a PID namespace whose init called reboot(RESTART) ends
-# with SIGHUP, (POWER_OFF or HALT) with SIGINT.  Environment: BED_DIR (the host's own directory), BED_ROOT, BED_VENV,
-# BED_CGROUP (its cgroup), BED_CGROUP_TOP (the cgroup2 mount).  Dies with its parent, and the host with it.
+# with SIGHUP, (POWER_OFF or HALT) with SIGINT.  Environment: BED_DIR (the host's own directory), BED_ROOT, BED_VENV (where
+# it is empty the host has no /opt/nvidiad), BED_PACKAGES (where it is not, /usr is writable), BED_CGROUP (its cgroup),
+# BED_CGROUP_TOP (the cgroup2 mount).  Dies with its parent, and the host with it.
 set -u
 here=$(dirname "$0")
 while :; do
