@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layouts: where the files of a tree lie in /usr, in a system extension or in a package of a distribution."""
+"""Layouts: where the files of a tree lie in /usr, in an extension or in a distribution's package."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import re
 import shutil
@@ -23,14 +24,16 @@ COMMANDS = {"nvidiad": "nvidiad.cli", "nvidiad-image": "nvidiad.image.cli"}
 PYTHON = f"python{debian.PYTHON}"
 LIBRARY = f"lib/{PYTHON}"
 SITE = f"{LIBRARY}/site-packages"
-RELEASE = "share/nvidiad/release"
+RELEASE, SUMS = "share/nvidiad/release", "share/nvidiad/SHA256SUMS"
 # Of Python's library: what nothing here imports, or what there is no library of here.
-_UNUSED = """
-    test idlelib tkinter turtledemo turtle.py ensurepip lib2to3 venv pydoc_data pydoc.py _pyrepl curses dbm sqlite3
-    config-* _sysconfigdata_* doctest.py pdb.py site-packages dist-packages sitecustomize.py LICENSE.txt
-    lib-dynload/_test* lib-dynload/_ctypes_test* lib-dynload/_xx* lib-dynload/xx* lib-dynload/_curses*
-    lib-dynload/_dbm* lib-dynload/_gdbm* lib-dynload/_sqlite3* lib-dynload/readline* lib-dynload/_uuid*
-""".split()
+_UNUSED = (
+    *("test", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "lib2to3", "venv", "pydoc_data"),
+    *("pydoc.py", "_pyrepl", "curses", "dbm", "sqlite3", "config-*", "_sysconfigdata_*", "doctest.py"),
+    *("pdb.py", "site-packages", "dist-packages", "sitecustomize.py", "LICENSE.txt"),
+    *("lib-dynload/_test*", "lib-dynload/_ctypes_test*", "lib-dynload/_xx*", "lib-dynload/xx*"),
+    *("lib-dynload/_curses*", "lib-dynload/_dbm*", "lib-dynload/_gdbm*", "lib-dynload/_sqlite3*"),
+    *("lib-dynload/readline*", "lib-dynload/_uuid*"),
+)
 # Of the distributions: tests, and what one would compile against.
 _NOT_RUN = ("*/tests/*", "*.h", "*.pxd", "*.pyx", "*.pxi", "*.c", "lxml/includes/*", "lxml/isoschematron/*")
 _LOADED = ("libsystemd.so.0", "libudev.so.1", "libgcc_s.so.1")
@@ -78,16 +81,21 @@ def complete(base_tree: Path, tree: Path, epoch: int) -> None:
     papers.mkdir(parents=True, exist_ok=True)
     shutil.copy(parts.CHECKOUT / "LICENSE", papers / "LICENSE")
     (papers / "nvidiad.cdx.json").write_text(sbom.bill({"SOURCE_DATE_EPOCH": str(epoch)}))
-    name_release(tree, __version__)
+    seal(tree, __version__)
     _tidy(tree, epoch)
 
 
-def name_release(tree: Path, version: str) -> None:
-    """Write down what this is and for which machine, for the scripts."""
-    machine = os.uname().machine
-    (tree / RELEASE).write_text(
-        f"VERSION={version}\nARCHITECTURE={debian.architecture()[0]}\nMACHINE={machine}\n"
-    )
+def seal(tree: Path, version: str) -> None:
+    """Write down what this is, for which machine, and how every file of it must be, for the scripts."""
+    (tree / RELEASE).unlink(missing_ok=True)
+    (tree / SUMS).unlink(missing_ok=True)
+    files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    lines = [f"{hashlib.sha256(one.read_bytes()).hexdigest()}  ./{one.relative_to(tree)}\n" for one in files]
+    (tree / SUMS).write_text("".join(lines))
+    build = hashlib.sha256((tree / SUMS).read_bytes()).hexdigest()[:12]
+    words = {"VERSION": version, "BUILD": build, "ARCHITECTURE": debian.architecture()[0]}
+    words["MACHINE"] = os.uname().machine
+    (tree / RELEASE).write_text("".join(f"{key}={value}\n" for key, value in words.items()))
 
 
 def release(tree: Path) -> tuple[str, str]:
