@@ -12,9 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tools.bundle import debian, layout, pack, parts
 from tools.bundle import tree as trees
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _1980 = 315532800  # before it no zip can be dated
 
@@ -29,20 +33,20 @@ def epoch() -> int:
     return int(done.stdout) if done.returncode == 0 else _1980
 
 
-def stage(work: Path, when: int, mirror: str = debian.MIRROR, security: str = debian.SECURITY) -> Path:
+def stage(work: Path, when: int, sources: Sequence[str] = ()) -> Path:
     """Build the tree in `work` from nothing."""
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    base(work, when, mirror, security)
+    base(work, when, sources)
     trees.complete(work / "base", work / "tree", when)
     return work / "tree"
 
 
-def base(work: Path, when: int, mirror: str = debian.MIRROR, security: str = debian.SECURITY) -> Path:
+def base(work: Path, when: int, sources: Sequence[str] = ()) -> Path:
     """Build what of the tree does not change with nvidiad, as `work`/base."""
+    work.mkdir(parents=True, exist_ok=True)
     root = work / "root"
     try:
-        debian.make(root, mirror, security)
+        debian.make(root, sources)
         (root / "build").mkdir()
         parts.fetch(work)
         parts.compile_sources(root, work, when)
@@ -58,9 +62,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tools.bundle", description=__doc__)
     parser.add_argument("--work", type=Path, default=parts.CHECKOUT / "build/bundle", metavar="DIRECTORY")
     parser.add_argument("--dist", type=Path, default=parts.CHECKOUT / "dist", metavar="DIRECTORY")
-    parser.add_argument("--mirror", default=debian.MIRROR, metavar="URL", help="of Debian")
     parser.add_argument(
-        "--security", default=debian.SECURITY, metavar="URL", help="of Debian's security updates"
+        "--source",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a line of sources.list; all of them, if any",
     )
     parser.add_argument("--stage", action="store_true", help="only the tree, in --work")
     parser.add_argument("--level", type=int, default=19, help="of zstd")
@@ -73,7 +80,7 @@ def main(arguments: list[str]) -> int:
         layout.usr(work / "tree", options.usr)
         return 0
     when = epoch()
-    tree = stage(work, when, options.mirror, options.security)
+    tree = stage(work, when, options.source)
     if options.stage:
         sys.stdout.write(f"{tree}\n")
         return 0

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 SUITE = "trixie"
 PYTHON = "3.13"
-MIRROR = "http://deb.debian.org/debian"
-SECURITY = "http://deb.debian.org/debian-security"
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # What is shipped of, and what builds that; apt adds what they need.
 SHIPPED = ("python3.13", "libc6", "libgcc-s1", "libsystemd0", "libudev1")
 _BUILDING = (
@@ -40,18 +37,15 @@ class Package:
     """Absolute, as in the package."""
 
 
-def make(root: Path, mirror: str = MIRROR, security: str = SECURITY) -> None:
-    """Unpack all of it into `root`; apt checks each package against the lists that Debian signed."""
-    sources = [
-        f"deb [signed-by={_KEYRING}] {mirror} {SUITE} main",
-        f"deb [signed-by={_KEYRING}] {mirror} {SUITE}-updates main",
-        f"deb [signed-by={_KEYRING}] {security} {SUITE}-security main",
-    ]
+def make(root: Path, sources: Sequence[str] = ()) -> None:
+    """Unpack all of it into `root`; apt checks each package against the lists that Debian signed.
+
+    `sources` are lines of a sources.list, say of snapshots; without any it is Debian as it is, with its updates.
+    """
     settings = ['APT::Install-Recommends "false"', 'Acquire::Languages "none"', *_network()]
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", "--skip=cleanup/apt"]
     command += [f"--aptopt={one}" for one in settings]
-    command += [f"--include={','.join((*SHIPPED, *_BUILDING))}", SUITE, str(root), *sources]
-    run(command)
+    run([*command, f"--include={','.join((*SHIPPED, *_BUILDING))}", SUITE, str(root), *sources])
 
 
 def packages(root: Path) -> Iterator[Package]:
