@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site deb install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site bundle deb install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -26,6 +26,7 @@ help:
 	@echo 'make man      write the pages made of nvidiad/codes.toml: nvidiad-codes(7), docs/status.md'
 	@echo 'make completions  write what the shells complete, from the parsers'
 	@echo 'make site     build the documentation as a site, in build/site/html'
+	@echo 'make bundle   nvidiad with its own Python, for hosts without one: dist/*.tar.zst, *.tar.gz, *.raw'
 	@echo 'make deb      the Debian package of what make bundle has made: dist/*.deb'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
@@ -99,6 +100,11 @@ completions: $(VENV)/.ready
 # SITE_URL=https://... where it will be.
 site: $(SITE)/.ready
 	$(PYTHON) -m tools.site $(abspath $(SITE))/bin/zensical
+
+# Built from nothing each time, as root on Debian 12 or 13. The tree is kept in build/bundle/tree.
+bundle:
+	tools/prepare.sh mmdebstrap debian-archive-keyring squashfs-tools zstd scdoc
+	$(PYTHON) -m tools.bundle
 
 # TREE is what `make bundle` leaves.
 TREE ?= build/bundle/tree
