@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import Value
-from nvidiad.thought import values
+from nvidiad.thought import engines, values
 from nvidiad.thought.settings import (
     Cuda,
     Daemon,
@@ -99,7 +99,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "trees": values.count(1, 1000),
         "bytes": values.size,
     },
-    "engine": {"socket": values.path},
+    "engine": {"kind": engines.kind, "socket": values.path, "mirrors": engines.mirrors},
     "daemon": {
         "poll": values.seconds(10, 86400),
         "retry-initial": values.seconds(1, 3600),
