@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.configuration import STATE, last_good_settings, read_and_keep, read_settings, settings_in_force
+from nvidiad.engines import ChosenImages, registries
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
 from nvidiad.verbs.ports import DriverPorts, Ports
@@ -55,7 +56,6 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
-    from nvidiad.world.images import DockerImages, Timeouts
     from nvidiad.world.kernels import Kernels
     from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.notify import Store
@@ -65,21 +65,14 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     from nvidiad.world.upcoming import NextSystems
     from nvidiad.world.updates import NoUpdates, UpdateEngine
 
-    image, stage = settings.image, settings.stage
-    auth_file = Path(image.auth_file) if image.auth_file else None
+    stage = settings.stage
     return Ports(
         driver=driver_ports(settings, root),
         units=SystemdUnits(bus, configuration=root / "etc/systemd/system") if bus else NoUnits(),
         updates=UpdateEngine(bus) if bus else NoUpdates(),
-        images=DockerImages(
-            f"unix://{settings.engine.socket}",
-            auth_file,
-            Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
-            root=root / settings.install.root.relative_to("/"),
-            bandwidth=stage.bandwidth,
-        ),
-        vouchers=_vouchers(settings, root, auth_file),
-        lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
+        images=ChosenImages(settings, root),
+        vouchers=_vouchers(settings, root),
+        lists=_Lists(settings),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
         kernels=Kernels(root),
@@ -88,7 +81,7 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     )
 
 
-def _vouchers(settings: Settings, root: Path, auth_file: Path | None) -> Vouchers | None:
+def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
     trust, image = settings.trust, settings.image
     if trust.signatures is Signatures.OFF:
         return None
@@ -99,7 +92,7 @@ def _vouchers(settings: Settings, root: Path, auth_file: Path | None) -> Voucher
         trust.keys,
         root,
         required=trust.signatures is Signatures.REQUIRE,
-        auth_file=auth_file,
+        registries=registries(settings),
         limits=Limits(image.connect_timeout, image.stall_timeout, whole=_BESIDE),
         repository=trust.repository,
     )
@@ -108,15 +101,18 @@ def _vouchers(settings: Settings, root: Path, auth_file: Path | None) -> Voucher
 class _Lists:
     """Compatibility lists; what reads them is imported when an image is missing, and not before."""
 
-    def __init__(self, auth_file: Path | None, connect: float, stall: float) -> None:
-        self._auth_file, self._connect, self._stall = auth_file, connect, stall
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def unbuildable(self, reference: str) -> Entry | None:
-        from nvidiad.world.repository import CompatibilityLists, Limits
+        from nvidiad.world.places import CompatibilityLists
+        from nvidiad.world.registry import Limits
 
         # Asked once per failed attempt, which has a back-off of its own.
-        limits = Limits(self._connect, self._stall, tries=1, whole=_BESIDE)
-        return CompatibilityLists(self._auth_file, limits, os.uname().machine).unbuildable(reference)
+        image = self._settings.image
+        limits = Limits(image.connect_timeout, image.stall_timeout, tries=1, whole=_BESIDE)
+        lists = CompatibilityLists(registries(self._settings), limits, os.uname().machine)
+        return lists.unbuildable(reference)
 
 
 def memories(root: Path) -> MemoryFile:

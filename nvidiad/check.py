@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvidiad import app
+from nvidiad import app, engines
 from nvidiad.configuration import read_settings
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import Signatures
+from nvidiad.nouns.model import EngineKind, Signatures
 from nvidiad.nouns.value import replace
-from nvidiad.thought import activation, examination, preflight
+from nvidiad.thought import activation, examination, preflight, refusals
 from nvidiad.thought import trust as trusting
 from nvidiad.thought.choice import find_tree, wanted
 from nvidiad.thought.preflight import failed, passed, skipped, warned
@@ -59,6 +59,7 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
     yield _daemon(options)
     if settings.configured:
         yield _trust(settings, options.root)
+        yield _engine(settings, options)
     ports = app.driver_ports(settings, options.root)
     try:
         facts = look_at_driver(ports, settings)
@@ -141,6 +142,20 @@ def _trust(settings: Settings, root: Path) -> Check:
         return skipped(name, why)
     must = "must" if trust.signatures is Signatures.REQUIRE else "need not"
     return passed(name, f"images {must} be signed by {' or '.join(keys.names)}")
+
+
+def _engine(settings: Settings, options: argparse.Namespace) -> Check:
+    """Who fetches images; whether the one that is there answers is told by connecting to it."""
+    name, chosen = "engine", engines.engine(settings)
+    if str(options.root) != "/":
+        return skipped(name, f"the host below '{options.root}' is looked at from outside")
+    if chosen.kind is not EngineKind.DOCKER:
+        return passed(name, f"nvidiad itself fetches images: {chosen.reason}")
+    why = engines.silence(settings)
+    if why:
+        failure = refusals.unreachable(str(settings.engine.socket), why)
+        return warned(name, failure.code, failure.sentence, failure.remedy)
+    return passed(name, f"Docker fetches images: {chosen.reason}")
 
 
 # ---------------------------------------------------------------------------------------------------

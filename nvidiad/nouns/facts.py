@@ -13,6 +13,7 @@ from nvidiad.nouns.value import Value
 if TYPE_CHECKING:
     from nvidiad.nouns.model import (
         Attempt,
+        Engine,
         Gpu,
         Holder,
         Library,
@@ -106,6 +107,8 @@ class HostFacts(Value):
     next: NextFacts = NextFacts()
     reboot: RebootFacts | None = None
     """None where there is no logind."""
+    engine: Engine | None = None
+    """Who fetches images, and why that one; None where nobody asked."""
     uptime: float = 0.0
     """Seconds since the host booted, suspended ones too: no clock that somebody sets."""
     surroundings: Surroundings = Surroundings()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import Value
-from nvidiad.thought import values
+from nvidiad.thought import engines, values
 from nvidiad.thought.settings import (
     Cdi,
     Cuda,
@@ -102,7 +102,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "trees": values.count(1, 1000),
         "bytes": values.size,
     },
-    "engine": {"socket": values.path},
+    "engine": {"kind": engines.kind, "socket": values.path, "mirrors": engines.mirrors},
     "kubernetes": {"nfd-file": values.feature_file},
     "daemon": {
         "poll": values.seconds(10, 86400),

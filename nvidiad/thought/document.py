@@ -45,6 +45,7 @@ def document(
         "cuda": None,
         "surroundings": None,
         "exposure": None,
+        "engine": None,
         "units": [],
         "update": None,
         "stages": [],
@@ -87,6 +88,7 @@ def _observed(status: Status, memory: Memory | None) -> Document:
             "missing": list(host.linker.missing),
             "first": [{"name": f.name, "path": f.path, "version": f.version} for f in host.linker.first],
         },
+        "engine": facts.engine and {"kind": str(facts.engine.kind), "reason": facts.engine.reason},
         "units": [_unit(unit, gated=unit.name in facts.gates) for unit in facts.units],
         "update": update
         and {"operation": update.operation, "version": update.version, "progress": update.progress},

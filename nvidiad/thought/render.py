@@ -166,6 +166,8 @@ def _driver_rows(document: Document) -> Rows:
         host = f"{_text(release.get('id'))} {_text(release.get('version'))}"
         rows.append(("Wanted", f"{wanted} for {host}, kernel {_text(kernel.get('release'))}"))
         rows += [("Image", image) for image in [_text(driver.get("image"))] if image]
+        if who := _object(document.get("engine")):
+            rows.append(("Fetched by", f"{_text(who.get('kind'))} ({_text(who.get('reason'))})"))
         nodes = _texts(driver.get("nodes_missing"))
         rows += [("No node", ", ".join(nodes))] if nodes else []
     if exposure:

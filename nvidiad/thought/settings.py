@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Change, Exposure, Signatures
+from nvidiad.nouns.model import Change, EngineKind, Exposure, Signatures
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
@@ -84,7 +84,12 @@ class Units(Value):
 
 
 class Engine(Value):
+    """Who fetches images."""
+
     socket: PurePosixPath = _SOCKET
+    kind: EngineKind = EngineKind.AUTO
+    mirrors: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """URLs by the name of a registry, for what nvidiad itself asks a registry for."""
 
 
 class Stage(Value):

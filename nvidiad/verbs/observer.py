@@ -89,6 +89,7 @@ def observe(ports: Ports, settings: Settings, memory: Memory | None = None) -> H
         holders=ports.driver.modules.holders() if in_the_way else (),
         cuda=look_at_cuda(ports.driver) if cuda.wanted(settings) else CudaFacts(),
         reboot=ports.shutdowns.facts(),
+        engine=ports.images.engine(),
         uptime=ports.driver.host.uptime(),
         surroundings=ports.surroundings.look(choice.in_force(driver)),
     )

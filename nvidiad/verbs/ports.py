@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path, PurePosixPath
 
     from nvidiad.nouns.compatibility import Entry
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.manifest import Manifest
     from nvidiad.nouns.model import (
         Build,
+        Engine,
         Gpu,
         Holder,
         Kind,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.surroundings import Surroundings as Around
     from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
     from nvidiad.thought.cosign import Seal
+    from nvidiad.thought.layers import Coming, Kept
     from nvidiad.thought.symbols import Imports, Known
 
 
@@ -104,11 +106,17 @@ class Trees(Protocol):
     def verify(self, tree: str, build: Build) -> None: ...
     def verify_file(self, tree: str, path: str) -> None: ...
     def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree: ...
+    def receive(
+        self,
+        coming: Coming,
+        fetch: Callable[[Path], Mapping[str, Kept]],
+        tell: Callable[[Progress], None],
+    ) -> Tree: ...
     def remove(self, tree: str) -> None: ...
 
 
 class Images(Protocol):
-    """The container engine."""
+    """Who fetches images: a container engine, or nvidiad itself."""
 
     def resolve(self, reference: str) -> str: ...
     def pull(
@@ -119,12 +127,18 @@ class Images(Protocol):
         self,
         reference: str,
         digest: str,
-        root: Path,
+        trees: Trees,
         tell: Callable[[Progress], None],
         *,
         gentle: bool = ...,
     ) -> None: ...
     def discard(self, reference: str, digest: str) -> None: ...
+
+
+class ChosenImages(Images, Protocol):
+    """The one of them that is right for this host."""
+
+    def engine(self) -> Engine: ...
 
 
 class Vouchers(Protocol):
@@ -297,7 +311,7 @@ class Ports(Value):
     driver: DriverPorts
     units: Units
     updates: Updates
-    images: Images
+    images: ChosenImages
     lists: CompatibilityLists
     next: NextSystems
     shutdowns: Shutdowns

@@ -64,7 +64,9 @@ def test_the_rule_sees_such_a_directive() -> None:
 
 @pytest.mark.parametrize("file", sorted(UNITS.glob("*.service")), ids=lambda file: file.name)
 def test_every_service_says_what_it_may_do(file: Path) -> None:
-    assert read(file.read_text())["Service"] >= RESTRICTIONS
+    # The daemon lays down trees, with one program in them that has the set-user-ID bit.
+    without = {"restrictsuidsgid"} if file.name == "nvidiad.service" else set()
+    assert read(file.read_text())["Service"] >= RESTRICTIONS - without
 
 
 def test_the_shipped_gate_is_the_one_that_nvidiad_writes() -> None:

@@ -16,6 +16,8 @@ from nvidiad.nouns.manifest import FileEntry, Manifest
 from nvidiad.nouns.model import (
     Attempt,
     Build,
+    Engine,
+    EngineKind,
     Flavour,
     Gpu,
     Holder,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from nvidiad.nouns.compatibility import Compatibility, Entry
     from nvidiad.nouns.plan import Status
     from nvidiad.thought.cosign import Seal
+    from nvidiad.thought.layers import Coming
     from nvidiad.thought.settings import Settings
 
 ROOT = Path("/opt")
@@ -533,6 +536,9 @@ class _Trees(_Part):
     def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree:
         raise NotImplementedError
 
+    def receive(self, coming: Coming, fetch: object, tell: Callable[[Progress], None]) -> Tree:
+        raise NotImplementedError
+
     def remove(self, tree: str) -> None:
         if tree == self.world.disk.current:
             raise Permanent(Code.INTERNAL, f"'{tree}' is current")
@@ -542,6 +548,9 @@ class _Trees(_Part):
 
 
 class _Images(_Part):
+    def engine(self) -> Engine:
+        return Engine(EngineKind.DOCKER, "its socket '/run/docker.sock' is there")
+
     def _ask(self) -> None:
         if self.world.refusal is not None:
             raise self.world.refusal
@@ -577,7 +586,7 @@ class _Images(_Part):
         self,
         reference: str,
         digest: str,
-        root: Path,
+        trees: object,
         tell: Callable[[Progress], None],
         *,
         gentle: bool = False,

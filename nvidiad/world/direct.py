@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct: images without a container engine, from a registry (or a file of one) straight into a tree."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.model import Progress
+from nvidiad.nouns.value import Value
+from nvidiad.thought import parcels, provision, refusals
+from nvidiad.thought import pull as pulling
+from nvidiad.world.downloads import Blob, Patience
+from nvidiad.world.pace import Pace
+from nvidiad.world.seen import place
+from nvidiad.world.unpacking import Bounds, Layer, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from nvidiad.thought.layers import Kept
+    from nvidiad.thought.parcels import Parcel
+    from nvidiad.verbs.ports import Trees
+    from nvidiad.world.dockerd import Timeouts
+    from nvidiad.world.places import Places
+
+_CONFIG_AT_MOST = 4 << 20
+# Nobody waits for the bytes of an image whose bandwidth is limited for longer than that.
+_LONGEST = 30 * 86400.0
+
+
+class Held(Value):
+    """An image that was looked at: its parts, what its configuration says, and where it is had from."""
+
+    parcel: Parcel
+    labels: Mapping[str, str]
+    contents: tuple[str, ...]
+    tree: int
+    """Bytes of the tree in it, 0 where it does not say."""
+    files: int
+
+
+class DirectImages:
+    """The port `Images` where nvidiad itself fetches them."""
+
+    def __init__(
+        self,
+        open_places: Callable[[str, float], Places],
+        timeouts: Timeouts,
+        *,
+        root: Path | None = None,
+        bandwidth: int = 0,
+    ) -> None:
+        self._open = open_places
+        """For a repository and the seconds that all requests may take."""
+        self._timeouts = timeouts
+        self._root = root
+        self._bandwidth = bandwidth
+        self._held: dict[str, Held] = {}
+
+    def resolve(self, reference: str) -> str:
+        """The digest that a reference names in its registry now."""
+        name = pulling.parse_reference(reference)
+        if name.digest:
+            return name.digest
+        with closing(self._open(name.repository, self._timeouts.total)) as places:
+            digest = places.head(name.tag or "latest")
+        if digest is None:
+            raise refusals.failure(Code.IMAGE_MISSING, reference)
+        return digest
+
+    def pull(
+        self, reference: str, digest: str, tell: Callable[[Progress], None], *, gentle: bool = False
+    ) -> None:
+        """Look at this content: is it there, an image, with room for it? It comes when it is installed."""
+        del gentle
+        held = self._look(reference, digest)
+        tell(Progress("pull-image", f"{len(held.parcel.layers)} layers", 0, held.parcel.size))
+        if self._root is not None:
+            needed = held.tree or held.parcel.size
+            found = place(self._root, (0, needed, held.files))
+            short = provision.shortage(reference, [found] if found else [])
+            if short:
+                raise short
+
+    def labels(self, reference: str, digest: str) -> dict[str, str]:
+        """The labels of an image."""
+        return dict(self._look(reference, digest).labels)
+
+    def install(
+        self,
+        reference: str,
+        digest: str,
+        trees: Trees,
+        tell: Callable[[Progress], None],
+        *,
+        gentle: bool = False,
+    ) -> None:
+        """Fetch the layers of an image into a tree, each byte written once; nothing of the image is run."""
+        held = self._look(reference, digest)
+        coming = parcels.coming(reference, dict(held.labels), held.tree, held.files)
+        total, pace = self._timeouts.total, None
+        if gentle and self._bandwidth:
+            pace = Pace(self._bandwidth)
+            total = min(total + held.parcel.size / self._bandwidth, _LONGEST)
+        stop = threading.Event()
+        patience = Patience(stop, time.monotonic() + total, total, pace)
+
+        def fetch(directory: Path) -> Mapping[str, Kept]:
+            return self._fetch(reference, held, directory, patience, tell)
+
+        try:
+            trees.receive(coming, fetch, tell)
+        except Failure as failure:
+            if failure.code is Code.REGISTRY_STALLED and time.monotonic() > patience.deadline:
+                raise refusals.overdue(reference, total) from None
+            raise
+        self._held.pop(digest, None)
+
+    def discard(self, reference: str, digest: str) -> None:
+        """Nothing is kept of an image but its tree."""
+
+    def _look(self, reference: str, digest: str) -> Held:
+        if (known := self._held.get(digest)) is not None:
+            return known
+        machine = os.uname().machine
+        name = pulling.parse_reference(reference)
+        with closing(self._open(name.repository, self._timeouts.total)) as places:
+            document = places.manifest(digest)
+            if one := parcels.inner(document, machine, reference):
+                document = places.manifest(one)
+            parcel = parcels.parcel(document, reference)
+            config = places.blob(parcel.config, _CONFIG_AT_MOST)
+        contents = parcels.unpacked(config)
+        held = Held(
+            parcel,
+            parcels.labels(config),
+            contents if len(contents) == len(parcel.layers) else (),
+            provision.tree_size(config),
+            provision.tree_files(config),
+        )
+        # One image at a time is pulled and then installed.
+        self._held = {digest: held}
+        return held
+
+    def _fetch(
+        self,
+        reference: str,
+        held: Held,
+        directory: Path,
+        patience: Patience,
+        tell: Callable[[Progress], None],
+    ) -> Mapping[str, Kept]:
+        layers = [
+            Layer(Blob(digest, size, reference), held.contents[number] if held.contents else "")
+            for number, (digest, size) in enumerate(held.parcel.layers)
+        ]
+        detail, size = f"fetching {len(layers)} layers", held.parcel.size
+        bounds = Bounds(*parcels.bounds(held.tree, held.files, said=bool(held.tree)))
+
+        def watch(done: int) -> None:
+            tell(Progress("install-tree", detail, done, size))
+
+        name = pulling.parse_reference(reference)
+        with closing(self._open(name.repository, patience.total)) as places:
+            return unpack(places.places, layers, directory, bounds, patience, watch)
