@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvidiad.nouns.model import Phase
 from nvidiad.thought.choice import core
 
 if TYPE_CHECKING:
@@ -15,6 +16,15 @@ READY = "io.nvidiad/ready"
 DRIVER = "io.nvidiad/driver"
 MAJOR = "io.nvidiad/driver-major"
 _HEADER = "# Written by nvidiad (kubernetes.nfd-file); not there where no driver can be used.\n"
+
+
+def stands(status: Status) -> bool:
+    """Whether what was said before stays for now: something is put right beside a driver that is loaded.
+
+    A label that goes for a second takes the device plugin off the node.
+    """
+    facts = status.facts.driver
+    return status.phase is Phase.CONVERGING and bool(facts.gpus) and core(facts) is not None
 
 
 def text(status: Status) -> str | None:

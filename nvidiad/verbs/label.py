@@ -22,6 +22,8 @@ class Labeller:
         self._files = files
         self._log = log
         self._place: PurePosixPath | None = None
+        self._said = False
+        """It says something that we have seen to be so, and that is not left from before."""
         self._told = ""
 
     def label(self, place: PurePosixPath | None, status: Status) -> None:
@@ -29,9 +31,12 @@ class Labeller:
         try:
             if self._place is not None and self._place != place:
                 self._files.put(self._place, None)
+                self._said = False
             self._place = place
-            if place is not None:
-                self._files.put(place, labels.text(status))
+            if place is not None and not (self._said and labels.stands(status)):
+                text = labels.text(status)
+                self._files.put(place, text)
+                self._said = text is not None
         except Failure as failure:
             if failure.sentence != self._told:
                 self._log.warning(

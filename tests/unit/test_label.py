@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import Gpu, LoadedModule, Memory
+from nvidiad.nouns.model import Gpu, LoadedModule, Memory, Phase
 from nvidiad.nouns.value import replace
 from nvidiad.thought import labels, planner
 from nvidiad.thought.config import load
@@ -116,6 +116,25 @@ def test_it_comes_and_goes_with_the_driver_and_is_not_touched_between(tmp_path: 
     labeller.label(PLACE, NOT_LOADED)
     assert not path.exists()
     assert log.lines == []
+
+
+def test_a_repair_beside_a_loaded_driver_takes_no_label_away(tmp_path: Path) -> None:
+    path = below(tmp_path, PLACE)
+    repair = status(host(driver=driver(nodes_missing=("/dev/nvidia0",))))
+    assert (repair.phase, repair.usable) == (Phase.CONVERGING, False)
+    labeller = Labeller(Features(tmp_path), Log())
+    # What is left from before is another thing: nobody has seen yet that it is so.
+    Features(tmp_path).put(PLACE, "io.nvidiad/ready=true\n")
+    labeller.label(PLACE, repair)
+    assert not path.exists()
+    labeller.label(PLACE, READY)
+    labeller.label(PLACE, repair)
+    assert path.exists()
+    # The driver is taken out of the kernel for another one; or the repair came to nothing.
+    for end in (NOT_LOADED, replace(repair, phase=Phase.WAITING)):
+        labeller.label(PLACE, READY)
+        labeller.label(PLACE, end)
+        assert not path.exists()
 
 
 def test_what_somebody_else_made_of_it_is_put_right(tmp_path: Path) -> None:
