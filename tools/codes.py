@@ -71,6 +71,8 @@ def _entries(explanations: Sequence[Explanation]) -> Iterator[str]:
         if each.group.title != title:
             title = each.group.title
             yield f"# {title.upper()}\n"
+            if each.group.note:
+                yield f"{_marked(_sentence(each.group.note))}\n"
         yield f"*{each.code}*\n{_paragraph(_marked(_sentence(each.meaning)))}\n"
         yield _paragraph(f"Says: {_marked(each.example)}") + "\n"
         yield _paragraph(f"Cause: {_marked(each.cause)}") + "\n"
@@ -90,7 +92,8 @@ def table(explanations: Sequence[Explanation]) -> str:
         if each.group.title != title:
             title, page = each.group.title, each.group.page
             link = f" ([{page.partition('#')[0]}]({page}))" if page else ""
-            lines.append(f"| **{title}**{link} | | |")
+            note = f" ({each.group.note})" if each.group.note else ""
+            lines.append(f"| **{title}**{link}{note} | | |")
         lines.append(f"| `{each.code}` | {each.example} | {each.remedy} |")
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # install-completions.sh DIRECTORY: put the completions below DIRECTORY (such as /usr/share), where shells look for them.
 set -eu
+mkdir -p "$1"
+share=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../completions"
 for file in *; do
   case $file in
@@ -10,7 +12,7 @@ for file in *; do
   _*) target=zsh/site-functions/$file ;;
   *) continue ;;
   esac
-  mkdir -p "$1/$(dirname "$target")"
-  cp "$file" "$1/$target"
-  chmod 0644 "$1/$target"
+  mkdir -p "$share/$(dirname "$target")"
+  cp "$file" "$share/$target"
+  chmod 0644 "$share/$target"
 done

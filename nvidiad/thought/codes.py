@@ -17,10 +17,11 @@ FIELDS = ("meaning", "example", "cause", "remedy")
 
 
 class Group(Value):
-    """Codes that belong together, and the page of docs/ that is about them."""
+    """Codes that belong together, the page of docs/ that is about them, and what holds for all of them."""
 
     title: str
     page: str = ""
+    note: str = ""
 
 
 class Explanation(Value):
@@ -39,7 +40,7 @@ def read(text: str) -> tuple[Explanation, ...]:
     """The explanations in nvidiad/codes.toml, in its order."""
     found = []
     for table in tomllib.loads(text).values():
-        group = Group(table.pop("title"), table.pop("page", ""))
+        group = Group(table.pop("title"), table.pop("page", ""), table.pop("note", ""))
         found += [Explanation(code=code, group=group, **said) for code, said in table.items()]
     return tuple(found)
 

@@ -262,7 +262,9 @@ def test_prometheus_reads_the_metrics_from_a_port_and_nobody_acts_there(ready: H
         ready.put(CHECKOUT / "contrib/prometheus" / name, f"/etc/systemd/system/{name}")
     ready.systemctl("daemon-reload")
     ready.systemctl("start", "nvidiad-metrics.socket")
-    page = ready.run("curl", "-sS", "--fail", "--max-time", "30", "http://127.0.0.1:9416/metrics").check().out
+    page = (
+        ready.run("curl", "-sS", "--fail", "--max-time", "30", "http://127.0.0.1:9416/metrics").check().out
+    )
     assert "nvidiad_ready 1\n" in page
     refused = ready.run(ready.python, "-c", ACT).check().out
     assert "io.nvidiad.NotAuthorized" in refused

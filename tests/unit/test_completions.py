@@ -235,7 +235,7 @@ def test_shells_can_read_the_files(shell: str) -> None:
 
 
 def test_completions_are_installed_where_shells_look(tmp_path: Path) -> None:
-    subprocess.run([CHECKOUT / "tools/install-completions.sh", tmp_path], check=True)
+    subprocess.run([CHECKOUT / "tools/install-completions.sh", "."], cwd=tmp_path, check=True)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
         "bash-completion/completions/nvidiad",
         "bash-completion/completions/nvidiad-image",

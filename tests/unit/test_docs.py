@@ -322,7 +322,8 @@ def test_units_point_to_manual_pages() -> None:
 
 @pytest.mark.skipif(shutil.which("scdoc") is None, reason="scdoc is not installed")
 def test_manual_pages_are_installed_with_their_other_names(tmp_path: Path) -> None:
-    subprocess.run([CHECKOUT / "tools/install-man.sh", tmp_path], check=True)
+    # From where one is, not from where the script is.
+    subprocess.run([CHECKOUT / "tools/install-man.sh", "."], cwd=tmp_path, check=True)
     assert (tmp_path / "man8/nvidiad.8").read_text() == ".so man8/nvidiad.service.8\n"
     assert {path.name for path in tmp_path.rglob("*.*")} >= {path.stem for path in MANUALS}
 

@@ -92,7 +92,10 @@ def test_an_alert_says_what_it_is_and_leads_to_a_page(name: str) -> None:
     assert name.startswith("Nvidiad")
     assert rule["labels"] in ({"severity": "critical"}, {"severity": "warning"})
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
-    page = re.fullmatch(rf"{SITE}/([a-z-]+)/#([a-z-]+)", rule["annotations"]["runbook_url"])
+    if "$labels.code" in (url := rule["annotations"]["runbook_url"]):
+        assert url == f"{SITE}/man/nvidiad-codes.7/#{{{{ $labels.code }}}}"
+        return
+    page = re.fullmatch(rf"{SITE}/([a-z-]+)/#([a-z-]+)", url)
     assert page, "a page of the site and a heading of it"
     assert page[2] in anchors((CHECKOUT / f"docs/{page[1]}.md").read_text())
 
@@ -161,7 +164,11 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_every_variable_that_is_used_is_there() -> None:
-    there = {each["name"] for each in DASHBOARD["templating"]["list"]} | {"__rate_interval", "__all"}
+    there = {each["name"] for each in DASHBOARD["templating"]["list"]} | {
+        "__rate_interval",
+        "__all",
+        "__value",
+    }
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
     assert used <= there
     assert {"datasource", "instance"} <= used
