@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nvidiad.nouns.facts import HostFacts
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.surroundings import Surroundings
     from nvidiad.thought.settings import Settings
 
 _MOVING = ("activating", "deactivating", "reloading")
@@ -110,9 +111,8 @@ def _problem(value: Any) -> Problem | None:
 # What is to be done about them
 
 
-def described(facts: HostFacts, settings: Settings) -> bool:
+def described(found: Surroundings, settings: Settings) -> bool:
     """The CDI specification that is there is the one that should be, and none where none should."""
-    found = facts.surroundings
     wanted = cdi.digest(found.inventory) if settings.cdi.enabled else ""
     if not wanted:
         # What somebody else wrote is theirs.
@@ -125,7 +125,7 @@ def steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
     unit = facts.unit(CDI_UNIT)
     if unit is None or unit.load != "loaded" or unit.job or unit.active in _MOVING:
         return ()
-    if described(facts, settings):
+    if described(facts.surroundings, settings):
         return ()
     if unit.active == "active":
         return (ReloadUnit(CDI_UNIT),)
