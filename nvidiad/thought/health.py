@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Problem
 from nvidiad.nouns.surroundings import GpuState, Word
+from nvidiad.thought.render import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,5 +153,5 @@ def _says(line: str, *words: str) -> bool:
 
 
 def _one_line(text: str) -> str:
-    joined = " ".join(text.split())
+    joined = clean(text)
     return joined if len(joined) <= 300 else f"{joined[:299]}…"

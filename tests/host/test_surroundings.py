@@ -44,9 +44,15 @@ _THEIRS = {
 }
 
 
+# Debian 13's Docker knows CDI, where it is told to; Debian 12's does not.
+_ENGINE = {"features": {"cdi": True}}
+_DOCKERFILE = "FROM scratch\nCOPY busybox /bin/busybox\nCOPY busybox /bin/sh\n"
+_LOOK = "for n in nvidiactl nvidia-uvm nvidia0; do test -c /dev/$n || echo no $n; done; env; sha256sum"
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Host]:
-    with road.booted() as host:
+    with road.booted("trixie", engine_settings=_ENGINE) as host:
         road.install(host)
         road.publish(host, fabric=road.DRIVER)
         host.systemctl("start", "nvidiad.service")
@@ -126,6 +132,31 @@ def test_the_specification_names_what_is_there(host: Host) -> None:
     assert mounts(host)["/usr/bin/nvidia-smi"] == f"{TREE}/bin/nvidia-smi"
     assert "/usr/bin/nvidia-modprobe" not in mounts(host)
     assert host.run("stat", "-c", "%a %u", SPECIFICATION, check=True).out.strip() == "644 0"
+
+
+def test_a_real_engine_gives_a_container_what_is_described(host: Host) -> None:
+    host.image("127.0.0.1:5000/plain:1", {}, _DOCKERFILE, push=False)
+    libraries = [f"{directory}/libcuda.so.1" for directory in ("/usr/lib64", "/usr/lib/x86_64-linux-gnu")]
+    files = [*libraries, "/usr/bin/nvidia-smi", f"/lib/firmware/nvidia/{road.DRIVER}/gsp_ga10x.bin"]
+    command = [
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--device=nvidia.com/gpu=all",
+        "127.0.0.1:5000/plain:1",
+    ]
+    said = host.run(*command, "sh", "-c", f"{_LOOK} {' '.join(files)}", check=True).out.splitlines()
+    assert "NVIDIA_VISIBLE_DEVICES=void" in said and not [each for each in said if each.startswith("no ")]
+    found = {line.split()[1]: line.split()[0] for line in said if line.endswith(tuple(files))}
+    sources = [mounts(host)[file] for file in files]
+    there = host.run("sha256sum", *sources, check=True).out.split()[::2]
+    assert found == dict(zip(files, there, strict=True))
+    # One that does not ask has none of it, and what is not described is not given.
+    plain = host.run(*command[:4], command[5], "sh", "-c", "ls /dev/nvidia0 /usr/bin/nvidia-smi")
+    assert plain.rc != 0 and "nvidia0" in plain.err and "nvidia-smi" in plain.err
+    other = host.run(*command[:4], "--device=nvidia.com/gpu=7", command[5], "sh", "-c", "true")
+    assert other.rc != 0 and "nvidia.com/gpu=7" in other.err
 
 
 @pytest.mark.parametrize("spoil", ["rm", "truncate -s 10", "sed -i s/nvidia0/nvidia7/"])
@@ -221,6 +252,21 @@ def test_a_gpu_that_is_not_in_order_is_told_and_the_kubelet_runs(host: Host) -> 
     # The daemon itself has never opened the device.
     opened = host.run(f"ls -l /proc/{road.main_pid(host, 'nvidiad.service')}/fd", check=True).out
     assert "nvidia" not in opened.replace("nvidiad", "")
+
+
+def test_a_persistence_daemon_of_somebody_else_is_left_alone(host: Host) -> None:
+    run = "/run/nvidia-persistenced"
+    host.systemctl("stop", PERSISTENCED)
+    host.run("systemd-run", "-q", "-p", "Type=forking", f"{TREE}/bin/nvidia-persistenced", check=True)
+    theirs = host.read(f"{run}/nvidia-persistenced.pid")
+    host.systemctl("start", PERSISTENCED)
+    assert (host.state(PERSISTENCED), host.show(PERSISTENCED, "Result")) == ("inactive", "exec-condition")
+    assert host.read(f"{run}/nvidia-persistenced.pid") == theirs
+    # Killed, it leaves its files, which are then in nobody's way.
+    host.run(f"kill -9 {theirs}", check=True)
+    host.wait(lambda: not host.exists(f"/proc/{theirs.strip()}"), "it is gone")
+    host.systemctl("start", PERSISTENCED)
+    assert int(host.read(f"{run}/nvidia-persistenced.pid")) == road.main_pid(host, PERSISTENCED)
 
 
 def test_the_fabric_manager_runs_where_there_are_switches_and_is_of_the_drivers_version(host: Host) -> None:
