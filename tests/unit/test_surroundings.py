@@ -183,7 +183,7 @@ def test_an_old_nvidia_smi_is_asked_without_what_it_does_not_know() -> None:
         (2, 'Field "gpu_recovery_action" is not a valid field to query.'), (0, line().replace("None, ", ""))
     )
     word = ask(INVENTORY, GPUS, smi=smi)
-    assert word == Word(of=cdi.digest(INVENTORY), gpus=(GpuState(ADDRESS, UUID, "NVIDIA A100-SXM4-40GB"),))
+    assert word == Word(of=health.key(INVENTORY), gpus=(GpuState(ADDRESS, UUID, "NVIDIA A100-SXM4-40GB"),))
     assert ["gpu_recovery_action" in arguments[0] for arguments in smi.asked] == [True, False]
 
 
@@ -326,7 +326,9 @@ def test_the_fabric_manager_is_looked_at_where_there_are_switches(gpus: Any, the
 
 def test_what_is_wrong_is_a_warning_with_its_code_and_the_host_is_ready() -> None:
     gpu = GpuState(ADDRESS, UUID, "A100", Problem(Code.GPU_LOST, "the GPU is lost", "Reboot."))
-    around = replace(WRITTEN, cdi=replace(WRITTEN.cdi, problem=PROBLEM), health=Word("x", gpus=(gpu,)))
+    around = replace(
+        WRITTEN, cdi=replace(WRITTEN.cdi, problem=PROBLEM), health=Word(health.key(INVENTORY), gpus=(gpu,))
+    )
     host = f.host(surroundings=around, units=(*f.UNITS, f.unit(companions.CDI_UNIT)))
     plan = planner.decide(host, f.settings(), Memory(), 1000.0)
     status = planner.assess(host, f.settings(), plan, now=1000.0)
@@ -335,6 +337,9 @@ def test_what_is_wrong_is_a_warning_with_its_code_and_the_host_is_ready() -> Non
         "it cannot be written [cdi-failed]. Make room.",
         "the GPU is lost [gpu-lost]. Reboot.",
     )
+    # What was said of another driver says nothing of this one.
+    old = replace(around, health=replace(around.health, of=f"535.1 {ADDRESS}"))
+    assert len(surroundings.warnings(replace(host, surroundings=old), f.settings())) == 1
     # Of a driver that is not in force nobody needs to know.
     assert (
         surroundings.warnings(replace(host, surroundings=replace(around, inventory=None)), f.settings())
