@@ -11,6 +11,7 @@ from nvidiad.configuration import settings_in_force
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import problem_of
 from nvidiad.nouns.surroundings import Word
+from nvidiad.nouns.value import replace
 from nvidiad.thought import fabric as connecting
 from nvidiad.thought.choice import loaded_tree
 from nvidiad.verbs import surroundings as verbs
@@ -45,16 +46,19 @@ def cdi(configuration: Path, root: Path, log: Log) -> int:
     """Describe the GPUs for containers; the exit status of nvidia-cdi.service."""
     from nvidiad.world.cdi import Specification
 
-    here, problem = LinuxSurroundings(root), None
+    here = LinuxSurroundings(root)
+    before = here.word(CDI)
+    if here.specification() != before.digest:
+        before = Word()
     try:
         settings = settings_in_force(configuration, root, log)
         tree, trees = _in_force(settings, root)
         inventory = here.inventory(tree) if tree and settings.cdi.enabled else None
         entries = trees.manifest(tree.path).entries if tree and inventory else ()
         place = Specification(SPECIFICATION, root)
-        word = verbs.describe(inventory, entries, here.word(CDI), place=place, log=log)
+        word = verbs.describe(inventory, entries, before, place=place, log=log)
     except Failure as failure:
-        word = Word(problem=problem_of(failure))
+        word = replace(before, problem=problem_of(failure))
     here.leave(CDI, word)
     # With one of ours on disk it is none that keeps anybody from a GPU.
     problem = word.problem if word and not word.digest else None
@@ -70,9 +74,12 @@ def health(configuration: Path, root: Path, log: Log) -> int:
     settings = settings_in_force(configuration, root, log)
     tree, _ = _in_force(settings, root)
     word = verbs.ask(here.inventory(tree) if tree else None, PciGpus(root).list(), smi=NvidiaSmi())
-    here.leave(HEALTH, word)
-    if tree and here.managed_switches() and not here.managed():
-        here.leave(FABRIC, Word(problem=problem_of(unsupported())))
+    try:
+        here.leave(HEALTH, word)
+        if tree and here.managed_switches():
+            here.leave(FABRIC, None if here.managed() else Word(problem=problem_of(unsupported())))
+    except Failure as failure:
+        log.warning("the daemon is not told, proceeding anyway", error=failure.sentence)
     if word is None:
         log.info("there is no driver in force that could be asked")
         return 0

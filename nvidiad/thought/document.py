@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.steps import step_name
+from nvidiad.thought.surroundings import heard
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import CudaFacts
@@ -127,7 +128,7 @@ def _gpu(gpu: Gpu, around: Surroundings) -> Document:
         if around.inventory
         else None
     )
-    state = next((g for g in around.health.gpus if g.address == gpu.address), None) if known else None
+    state = next((g for g in heard(around).gpus if g.address == gpu.address), None)
     return {
         "address": gpu.address,
         "device": gpu.device,
@@ -142,11 +143,12 @@ def _surroundings(around: Surroundings) -> Document | None:
     """What stands beside the driver; nothing where none is in force."""
     if around.inventory is None:
         return None
+    nvml = heard(around)
     ours = bool(around.cdi.digest) and around.specification == around.cdi.digest
     return {
         "cdi": {"written": ours, "problem": _problem(around.cdi.problem)},
         "fabric": {"problem": _problem(around.fabric.problem)},
-        "health": {"asked": bool(around.health.of), "problem": _problem(around.health.problem)},
+        "health": {"asked": bool(nvml.of), "problem": _problem(nvml.problem)},
     }
 
 

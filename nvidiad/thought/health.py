@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Problem
 from nvidiad.nouns.surroundings import GpuState, Word
+from nvidiad.thought.render import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nvidiad.nouns.model import Gpu
+    from nvidiad.nouns.surroundings import Inventory
 
 _FIELDS = ("driver_version", "pci.bus_id", "uuid", "gpu_recovery_action", "name")
 # Drivers before 560 do not know it.
@@ -36,6 +38,11 @@ _REMEDIES = {
     "drain p2p": "Let what runs on the GPU end; it uses no peer until then.",
     "drain and reset": "Let what runs on the GPU end, then reset it: nvidia-smi --gpu-reset -i ADDRESS.",
 }
+
+
+def key(inventory: Inventory) -> str:
+    """What an answer is about: it says nothing of another driver, or of other GPUs."""
+    return " ".join((inventory.driver, *(gpu.address for gpu in inventory.gpus)))
 
 
 def query(*, recovery: bool) -> tuple[str, ...]:
@@ -152,5 +159,5 @@ def _says(line: str, *words: str) -> bool:
 
 
 def _one_line(text: str) -> str:
-    joined = " ".join(text.split())
+    joined = clean(text)
     return joined if len(joined) <= 300 else f"{joined[:299]}…"

@@ -11,7 +11,7 @@ from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Problem
 from nvidiad.nouns.steps import ReloadUnit, StartUnit
 from nvidiad.nouns.surroundings import GpuIdentity, GpuState, Word
-from nvidiad.thought import cdi, parse
+from nvidiad.thought import cdi, health, parse
 from nvidiad.thought.companions import CDI_UNIT
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nvidiad.nouns.facts import HostFacts
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.surroundings import Surroundings
     from nvidiad.thought.settings import Settings
 
 _MOVING = ("activating", "deactivating", "reloading")
@@ -110,9 +111,8 @@ def _problem(value: Any) -> Problem | None:
 # What is to be done about them
 
 
-def described(facts: HostFacts, settings: Settings) -> bool:
+def described(found: Surroundings, settings: Settings) -> bool:
     """The CDI specification that is there is the one that should be, and none where none should."""
-    found = facts.surroundings
     wanted = cdi.digest(found.inventory) if settings.cdi.enabled else ""
     if not wanted:
         # What somebody else wrote is theirs.
@@ -125,7 +125,7 @@ def steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
     unit = facts.unit(CDI_UNIT)
     if unit is None or unit.load != "loaded" or unit.job or unit.active in _MOVING:
         return ()
-    if described(facts, settings):
+    if described(facts.surroundings, settings):
         return ()
     if unit.active == "active":
         return (ReloadUnit(CDI_UNIT),)
@@ -133,13 +133,20 @@ def steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
     return (StartUnit(CDI_UNIT),) if unit.active == "failed" else ()
 
 
+def heard(found: Surroundings) -> Word:
+    """What NVML said of the GPUs and the driver that are there now."""
+    said = found.health
+    return said if found.inventory and said.of == health.key(found.inventory) else Word()
+
+
 def problems(facts: HostFacts, settings: Settings) -> tuple[Problem, ...]:
     """What is wrong beside a driver that is in force."""
     found = facts.surroundings
     if found.inventory is None:
         return ()
-    words = (found.cdi if settings.cdi.enabled else Word(), found.fabric, found.health)
-    said = (*(word.problem for word in words), *(gpu.problem for gpu in found.health.gpus))
+    nvml = heard(found)
+    words = (found.cdi if settings.cdi.enabled else Word(), found.fabric, nvml)
+    said = (*(word.problem for word in words), *(gpu.problem for gpu in nvml.gpus))
     return tuple(problem for problem in said if problem)
 
 

@@ -193,7 +193,7 @@ def _due(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
     if not memory.attempts:
         return memory
     over = {"gates"} if set(facts.gates) == set(settings.gates) else set()
-    if surroundings.described(facts, settings):
+    if surroundings.described(facts.surroundings, settings):
         over |= {f"start {companions.CDI_UNIT}", f"reload {companions.CDI_UNIT}"}
     wanted = {f"remove {tree.path}" for tree in retention.surplus(facts, settings, memory)}
     left = tuple(

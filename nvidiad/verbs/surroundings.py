@@ -25,7 +25,8 @@ def describe(
 ) -> Word | None:
     """Let the CDI specification be that of the driver in force; None where there is nothing to describe.
 
-    `before` is the word of the last time: what somebody else wrote is removed by nobody.
+    `before` is the word of the last time, if what is there is still of that time: what somebody else wrote
+    is removed by nobody.
     """
     document = cdi.specification(inventory, entries) if inventory else None
     if inventory is None or document is None:
@@ -53,7 +54,7 @@ def describe(
     try:
         place.write(text)
     except Failure as failure:
-        return Word(of="", problem=problem_of(failure))
+        return replace(before, problem=problem_of(failure))
     log.info("the GPUs are described for containers", by=by, gpus=len(inventory.gpus))
     return replace(word, digest=place.digest(text))
 
@@ -62,7 +63,7 @@ def ask(inventory: Inventory | None, gpus: Sequence[Gpu], *, smi: Smi) -> Word |
     """What NVML says of the GPUs; None where no driver is in force, or it has no nvidia-smi."""
     if inventory is None:
         return None
-    of = cdi.digest(inventory)
+    of = health.key(inventory)
     try:
         recovery = True
         said = smi.ask(inventory.tree, health.query(recovery=True))

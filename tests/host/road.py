@@ -35,6 +35,7 @@ NEXT = ("4081.2.0", "6.6.54-flatcar")
 REPOSITORY = "127.0.0.1:5000/nvidia-driver"
 SOCKET = "/run/nvidiad/io.nvidiad"
 UNITS = ("nvidiad.service", "nvidia.service", "nvidia-persistenced.service", "kubelet.service")
+BESIDE = ("nvidia-cdi.service", "nvidia-health.service")
 NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
 # What a test waits for comes by an event, so it does not look at the clock before this is over.
 PATIENCE = 60.0
@@ -180,19 +181,23 @@ def publish(
     spoil: Fault | None = None,
     labels: Mapping[str, str] | None = None,
     bulk: int = 0,
+    fabric: str = "",
 ) -> str:
     """Build the image of a stand-in driver and push it to the host's plain registry; the digest."""
     with tempfile.TemporaryDirectory() as made:
-        tree = payload(Path(made), version, kernel, driver=driver, bulk=bulk)
+        tree = payload(Path(made), version, kernel, driver=driver, bulk=bulk, fabric=fabric)
         if spoil is not None:
             builder.spoil(tree, spoil)
         packed = image.image(tree, labels=labels)
     return within(host, lambda: packed.push("http://127.0.0.1:5000", "nvidia-driver", tag(version, driver)))
 
 
-def payload(dest: Path, version: str, kernel: str, *, driver: str = DRIVER, bulk: int = 0) -> Path:
+def payload(
+    dest: Path, version: str, kernel: str, *, driver: str = DRIVER, bulk: int = 0, fabric: str = ""
+) -> Path:
     """The tree of a stand-in driver in a directory of this machine."""
-    return builder.payload(dest, driver=driver, release=("flatcar", version), kernel=kernel, bulk=bulk)
+    release = ("flatcar", version)
+    return builder.payload(dest, driver=driver, release=release, kernel=kernel, bulk=bulk, fabric=fabric)
 
 
 def put_tree(
@@ -306,7 +311,7 @@ def wait_phase(
 def wait_ready(host: Host, seconds: float = PATIENCE) -> dict[str, Any]:
     """Wait until the driver is in force and everything after it runs."""
     document = wait_phase(host, "ready", seconds)
-    wait_units(host, seconds=seconds)
+    wait_units(host, *UNITS, *BESIDE, seconds=seconds)
     return document
 
 

@@ -431,7 +431,7 @@ def test_the_import_is_cheap() -> None:
         ),
         pytest.param(
             "[zzz]\n",
-            "f:1: zzz: unknown table (there are driver, image, trust, cuda, install, units, "
+            "f:1: zzz: unknown table (there are driver, image, trust, cuda, cdi, install, units, "
             "stage, reboot, retention, engine, kubernetes, daemon)",
             id="unknown table",
         ),

@@ -121,6 +121,23 @@ def test_a_drop_in_that_cannot_be_written_is_a_failure_with_its_place(tmp_path: 
     assert caught.value.remedy
 
 
+class _Deaf:
+    def call(self, *_: object) -> None: ...
+
+
+def test_a_drop_in_of_an_earlier_version_is_none_and_is_replaced_or_taken_back(tmp_path: Path) -> None:
+    former = GATE.replace(" nvidia-fabricmanager.service nvidia-cdi.service", "")
+    assert former != GATE
+    for unit in ("kubelet.service", "slurmd.service"):
+        (tmp_path / f"{unit}.d").mkdir()
+        (tmp_path / f"{unit}.d" / DROP_IN).write_text(former)
+    units = SystemdUnits(cast("Bus", _Deaf()), configuration=tmp_path)
+    assert units.gates() == ()
+    units.write_gates(("kubelet.service",))
+    assert units.gates() == ("kubelet.service",)
+    assert [path.name for path in tmp_path.iterdir()] == ["kubelet.service.d"]
+
+
 def test_a_drop_in_that_cannot_be_read_is_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "kubelet.service.d" / DROP_IN).mkdir(parents=True)
     assert SystemdUnits(cast("Bus", None), configuration=tmp_path).gates() == ()
