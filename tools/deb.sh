@@ -23,7 +23,8 @@ umask 022
 mkdir -p "$root/usr/lib" "$root/usr/bin" "$root/usr/share/doc/nvidiad" "$root/usr/share/lintian/overrides" "$root/DEBIAN"
 cp -a "$tree" "$root/usr/lib/nvidiad"
 private=$root/usr/lib/nvidiad
-rm -rf "$private/install" "$private/uninstall" "$private/share/nvidiad/units" "$private/share/man"
+rm -rf "$private/install" "$private/uninstall" "$private/share/nvidiad/units" "$private/share/man" \
+  "$private/share/nvidiad/SHA256SUMS"
 for shell in bash-completion zsh fish; do
   [ ! -d "$private/share/$shell" ] || mv "$private/share/$shell" "$root/usr/share/"
 done

@@ -63,8 +63,11 @@ def sums(place: Path) -> None:
     (place / "SHA256SUMS").write_text("".join(lines))
 
 
-def rendered(place: Path, url: str, repository: str) -> Path:
-    """contrib/provision for the release that lies there."""
+def rendered(place: Path, url: str, repository: str, *, debian: bool = True) -> Path:
+    """contrib/provision for the release that lies there, or for one that says it has a package, too."""
+    if not debian:
+        with (place / "SHA256SUMS").open("a") as file:
+            file.write(f"{'0' * 64}  nvidiad_0_amd64.deb\n")
     target = place / "provision"
     shutil.rmtree(target, ignore_errors=True)
     assert provision.main([str(place), str(target), f"--url={url}", f"--repository={repository}"]) == 0

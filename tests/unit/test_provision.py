@@ -209,7 +209,7 @@ def test_a_bundle_of_another_hash_is_not_even_unpacked(tmp_path: Path) -> None:
     (tmp_path / NAME / "install").chmod(0o755)
     run("tar", "-czf", made, "-C", tmp_path, NAME)
     left = set(Path("/var/tmp").glob("nvidiad-install.*"))
-    command = [SOURCES / "install.sh", f"file://{made}"]
+    command = [str(SOURCES / "install.sh"), f"file://{made}"]
     done = subprocess.run([*command, HASH], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "nothing was installed" in done.stderr
