@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvidiad import __version__
-from tests.beds.common import BedError
+from tests.beds.common import CHECKOUT, BedError
 from tests.host import bundles, butane, cloud, road
 from tests.host.bundles import NEXT
 from tests.host.layout import ENVIRONMENT
+from tests.payload import image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -301,3 +302,40 @@ def test_ansible_installs_once_and_a_shell_upgrades_under_the_running_driver(tmp
         road.wait_ready(host)
         again = host.run(script, url, digest, timeout=120, check=True)
         assert "installed already" in again.out
+        _contained(host)
+
+
+def _contained(host: Host) -> None:
+    """nvidiad in an image, which looks at the host, and then is its daemon instead of systemd's."""
+    context = "/var/tmp/image"
+    host.put(bundles.tree(), context)
+    host.put(CHECKOUT / "docker/daemon", context)
+    host.write("/var/tmp/base.tar", image.base_tar())
+    host.run("docker import /var/tmp/base.tar base:busybox", check=True)
+    build = [
+        "docker",
+        "build",
+        "-q",
+        "--network=none",
+        "--build-arg=BASE=base:busybox",
+        "-t",
+        "nvidiad:bed",
+        context,
+    ]
+    host.run(*build, timeout=120, env={"DOCKER_BUILDKIT": "0"}, check=True)
+
+    look = ["docker", "run", "--rm", "--network=none", "--volume=/:/host:ro", "nvidiad:bed"]
+    assert host.run(*look, "--version", check=True).out == f"nvidiad {__version__}\n"
+    assert host.run(*look, "plan", check=True).out == host.nvidiad("plan", check=True).out
+    assert "ready - driver" in host.run(*look, "status", check=True).out
+
+    untouched = invocations(host, *UNTOUCHED)
+    own = ["docker", "run", "-d", "--name=nvidiad", "--privileged", "--pid=host", "--volume=/:/host:rshared"]
+    host.run(*own, "nvidiad:bed", check=True)
+    host.wait(lambda: host.state("nvidiad.service") == "inactive", "systemd's daemon is stopped")
+    road.wait_phase(host, "ready")
+    assert host.path("/opt/nvidiad/current").readlink() == Path(__version__)
+    assert invocations(host, *UNTOUCHED) == untouched
+    assert "nvidiad" in host.run("docker logs nvidiad 2>&1", check=True).out
+    host.run("docker rm -f nvidiad", check=True)
+    assert invocations(host, *UNTOUCHED) == untouched

@@ -13,7 +13,10 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     str(path.relative_to(CHECKOUT))
-    for pattern in ("tools/*.sh", ".ci/run", "docker/*/install", "docker/*/compile", "nvidiad/**/*.sh")
+    for pattern in (
+        *("tools/*.sh", ".ci/run", "docker/*/install", "docker/*/compile", "docker/*/entry"),
+        *("nvidiad/**/*.sh", "contrib/provision/*.sh", "packaging/debian/pre*"),
+    )
     for path in CHECKOUT.glob(pattern)
 )
 
