@@ -4,7 +4,8 @@
 # From the environment: DEB_VERSION (nvidiad's own), DEB_ARCH (this machine's), DEB_MAINTAINER, DEB_COMPRESS (xz),
 # SOURCE_DATE_EPOCH (the last commit's time): equal inputs make equal packages.
 set -eu
-tree=$(cd "$1" && pwd) directory=$2
+mkdir -p "$2"
+tree=$(cd "$1" && pwd) directory=$(cd "$2" && pwd)
 top=$(cd "$(dirname "$0")/.." && pwd)
 own=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$top/nvidiad/__init__.py")
 # What comes before a release sorts before it.
@@ -13,7 +14,6 @@ arch=${DEB_ARCH:-$(dpkg --print-architecture)}
 maintainer=${DEB_MAINTAINER:-nvidiad maintainers <nvidiad@example.invalid>}
 : "${SOURCE_DATE_EPOCH:=$(git -C "$top" log -1 --format=%ct 2>/dev/null || echo 0)}"
 export SOURCE_DATE_EPOCH
-mkdir -p "$directory"
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 0755 "$root"
