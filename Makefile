@@ -9,7 +9,8 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site bundle deb install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site bundle deb provision \
+  image install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -28,6 +29,8 @@ help:
 	@echo 'make site     build the documentation as a site, in build/site/html'
 	@echo 'make bundle   nvidiad with its own Python, for hosts without one: dist/*.tar.zst, *.tar.gz, *.raw'
 	@echo 'make deb      the Debian package of what make bundle has made: dist/*.deb'
+	@echo 'make provision  contrib/provision filled in for dist/ (URL=, where these files will be)'
+	@echo 'make image    a container image of what make bundle has made (IMAGE=, BASE=)'
 	@echo 'make install  install on this host (DESTDIR=, PREFIX=$(PREFIX), SYSCONFDIR=$(SYSCONFDIR))'
 
 # pystemd has no wheels: it is compiled against libsystemd. Debian's own Python is enough for everything.
@@ -111,6 +114,19 @@ TREE ?= build/bundle/tree
 deb:
 	tools/prepare.sh dpkg-dev scdoc
 	tools/deb.sh $(TREE) dist
+	cd dist && sha256sum nvidiad* >SHA256SUMS
+
+# URL is where the files in dist/ will be.
+provision:
+	$(PYTHON) -m tools.provision dist dist/provision --url=$(URL)
+
+IMAGE ?= nvidiad:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nvidiad/__init__.py)
+BASE ?= debian:13-slim
+image:
+	rm -rf build/image
+	cp -R $(TREE) build/image
+	cp docker/daemon/entry build/image/
+	docker build --build-arg BASE=$(BASE) --file docker/daemon/Dockerfile --tag $(IMAGE) build/image
 
 # Nothing but what the locks name, and compiled with nothing else; the host gets wheels only.
 BUILD ?= build/install

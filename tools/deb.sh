@@ -4,7 +4,8 @@
 # From the environment: DEB_VERSION (nvidiad's own), DEB_ARCH (this machine's), DEB_MAINTAINER, DEB_COMPRESS (xz),
 # SOURCE_DATE_EPOCH (the last commit's time): equal inputs make equal packages.
 set -eu
-tree=$(cd "$1" && pwd) directory=$2
+mkdir -p "$2"
+tree=$(cd "$1" && pwd) directory=$(cd "$2" && pwd)
 top=$(cd "$(dirname "$0")/.." && pwd)
 own=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$top/nvidiad/__init__.py")
 # What comes before a release sorts before it.
@@ -13,7 +14,6 @@ arch=${DEB_ARCH:-$(dpkg --print-architecture)}
 maintainer=${DEB_MAINTAINER:-nvidiad maintainers <nvidiad@example.invalid>}
 : "${SOURCE_DATE_EPOCH:=$(git -C "$top" log -1 --format=%ct 2>/dev/null || echo 0)}"
 export SOURCE_DATE_EPOCH
-mkdir -p "$directory"
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 0755 "$root"
@@ -23,7 +23,8 @@ umask 022
 mkdir -p "$root/usr/lib" "$root/usr/bin" "$root/usr/share/doc/nvidiad" "$root/usr/share/lintian/overrides" "$root/DEBIAN"
 cp -a "$tree" "$root/usr/lib/nvidiad"
 private=$root/usr/lib/nvidiad
-rm -rf "$private/install" "$private/uninstall" "$private/share/nvidiad/units" "$private/share/man"
+rm -rf "$private/install" "$private/uninstall" "$private/share/nvidiad/units" "$private/share/man" \
+  "$private/share/nvidiad/SHA256SUMS"
 for shell in bash-completion zsh fish; do
   [ ! -d "$private/share/$shell" ] || mv "$private/share/$shell" "$root/usr/share/"
 done

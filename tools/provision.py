@@ -28,11 +28,11 @@ _NAME = re.compile(r"@([A-Z][A-Z0-9_]*)@")
 def variables(sums: str, url: str, arch: str, chosen: Mapping[str, str]) -> dict[str, str]:
     """What the names stand for, from a release's SHA256SUMS; names of what is not in there are missing."""
     hashes = {name: digest for digest, name in (line.split() for line in sums.splitlines())}
-    bundles = [found for name in hashes if (found := _BUNDLE.fullmatch(name)) and found["arch"] == arch]
-    if not bundles:
+    matches = [match for name in hashes if (match := _BUNDLE.fullmatch(name)) and match["arch"] == arch]
+    if not matches:
         raise ValueError(f"SHA256SUMS names no bundle for '{arch}'")
-    name = bundles[0][0].removesuffix(".tar.gz")
-    found = {"VERSION": bundles[0]["version"], "ARCH": arch, "NAME": name, "URL": url.rstrip("/"), **chosen}
+    name = matches[0][0].removesuffix(".tar.gz")
+    found = {"VERSION": matches[0]["version"], "NAME": name, "URL": url.rstrip("/"), **chosen}
     found["SHA256_TAR_GZ"] = hashes[f"{name}.tar.gz"]
     for package in hashes:
         if package == f"{name}.raw":

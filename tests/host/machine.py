@@ -242,10 +242,8 @@ class Machine:
         enter += [f"{key}={value}" for key, value in {**ENVIRONMENT, **(env or {})}.items()]
         # Into the host's cgroup first: a process of the host is in no unit of this machine.
         join = 'echo $$ >"$1" && shift && exec "$@"'
-        procs = self._cgroup / "exec/cgroup.procs"
-        procs.parent.mkdir(exist_ok=True)
         return subprocess.Popen(
-            ["sh", "-c", join, "sh", str(procs), *enter, *command],
+            ["sh", "-c", join, "sh", str(self.processes), *enter, *command],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -253,6 +251,18 @@ class Machine:
             errors="replace",
             start_new_session=True,
         )
+
+    @property
+    def pid(self) -> int:
+        """The host's init, as this machine numbers it."""
+        return self._init()
+
+    @property
+    def processes(self) -> Path:
+        """The cgroup.procs file that makes a process one of the host's."""
+        procs = self._cgroup / "exec/cgroup.procs"
+        procs.parent.mkdir(exist_ok=True)
+        return procs
 
     def end(self, process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
         """Stop what `popen` started, children included."""

@@ -10,6 +10,7 @@ import pytest
 from nvidiad import __version__
 from tests.beds.common import SUITES
 from tests.host import bundles, road
+from tests.host.bundles import NEXT
 from tests.host.machine import RELEASE
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from tests.host.bed import Host
     from tests.host.machine import Result
 
-NEXT = "99.0.0"
 CONFIGURATION = "/etc/nvidiad/nvidiad.toml"
 GATE = "/etc/systemd/system/kubelet.service.d/10-nvidia.conf"
 UNTOUCHED = ("kubelet.service", "nvidia.service", "nvidia-persistenced.service")
@@ -64,7 +64,7 @@ def sound(host: Host) -> bool:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_package_is_installed_upgraded_removed_and_purged(suite: str, tmp_path: Path) -> None:
-    first, second = bundles.package(suite, tmp_path), bundles.package(suite, tmp_path, NEXT)
+    first, second = (bundles.package(tmp_path, version) for version in (__version__, NEXT))
     with road.booted(suite, venv=False, packages=True) as host:
         for package in (first, second):
             host.put(package, f"/var/tmp/{package.name}")
@@ -139,7 +139,7 @@ def _upgraded(host: Host, package: str) -> None:
     assert invocations(host, *UNTOUCHED) == untouched
     assert invocations(host, "nvidiad.service") != daemon
     road.wait_ready(host)
-    assert host.run("nvidiad", "--version", check=True).out.split()[-1] == NEXT
+    assert host.run("dpkg-query -W -f '${Version}' nvidiad", check=True).out == NEXT
     assert len(host.kmod_log()) == asked
     assert host.read(CONFIGURATION) == road.configuration()
     assert not [path for path in listing(host) if ".dpkg-" in path]

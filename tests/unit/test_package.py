@@ -30,8 +30,9 @@ def make(place: Path, **settings: str) -> Path:
         (tree / name).write_text("#!/bin/sh\nexit 0\n")
         (tree / name).chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "SOURCE_DATE_EPOCH": "1700000000", **settings}
-    command = [str(MAKER), str(tree), str(place / "dist")]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    # As the Makefile calls it: by names below where it is.
+    command = [str(MAKER), "tree", "dist"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=place)
     assert made.returncode == 0, made.stderr
     return Path(made.stdout.strip())
 
