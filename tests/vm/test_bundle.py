@@ -14,19 +14,16 @@ import pytest
 
 from nvidiad import __version__
 from tests.beds import bundle
-from tests.payload import builder
-from tests.record import note
 from tests.vm import plain, road
 from tests.vm.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.vm.kernels import Kernels
 
 PLACE = "/var/tmp/bundles"
-ARCHIVE = f"nvidiad-{{}}-x86-64.{{}}"
+ARCHIVE = "nvidiad-{}-x86-64.{}"
 # What somebody who provisions hosts writes, in Butane or otherwise: fetched files are there, a unit unpacks.
 _UNIT = f"""\
 [Unit]
@@ -43,18 +40,27 @@ WantedBy=multi-user.target
 """
 # What must not notice that nvidiad is another one.
 _KEPT = (
-    "systemctl show -p Id -p MainPID -p InvocationID -p ActiveEnterTimestampMonotonic "
-    "kubelet nvidia-persistenced nvidia;"
-    "grep '^nvidia' /proc/modules; stat -c '%n %Y %Z' /sys/module/nvidia; ls -l /dev/nvidia*; ls -d /proc/[0-9]*/exe"
-    " | wc -l >/dev/null; cat /sys/module/firmware_class/parameters/path"
+    "systemctl show -p MainPID -p InvocationID -p ActiveEnterTimestampMonotonic kubelet nvidia-persistenced;"
+    "grep '^nvidia' /proc/modules; stat -c '%n %Y %Z' /sys/module/nvidia; ls -l /dev/nvidia*;"
+    "cat /sys/module/firmware_class/parameters/path"
 )
-# Every path that could be nvidiad's; what runs, logs and counts comes and goes by itself.
+_DRIVER = "systemctl show -p InvocationID -p ActiveEnterTimestampMonotonic nvidia"
+# Every path that could be nvidiad's. What runs comes and goes by itself, and the linker has a cache.
+_PLACES = "/etc /opt /var /run /root /home /usr"
+_OTHERS = (
+    *("/opt/nvidia/*", "/run/nvidia-persistenced", "/var/cache/ldconfig", "/var/log", "/var/tmp"),
+    *(
+        "/var/lib/docker*",
+        "/var/lib/containerd",
+        "/run/docker*",
+        "/run/containerd*",
+        "/run/log",
+        "/run/udev",
+    ),
+    *("/run/systemd/*", "/run/credentials"),
+)
 _FILES = (
-    "find /etc /opt /var /run /root /home /usr/lib/systemd -xdev "
-    r"\( -path /var/log -o -path /var/lib/docker -o -path /var/lib/containerd -o -path '/run/systemd/units*' "
-    r"-o -path /run/log -o -path /run/udev -o -path '/var/lib/docker-registry' -o -path '/run/docker*' "
-    r"-o -path '/run/containerd*' -o -path /var/tmp -o -path /run/systemd/transient -o -path /run/systemd/propagate "
-    r"-o -path /run/systemd/inhibit -o -path /run/credentials \) -prune -o -print | sort"
+    f"find {_PLACES} -xdev \\( -path {' -o -path '.join(map(repr, _OTHERS))} \\) -prune -o -print | sort"
 )
 
 
@@ -83,12 +89,13 @@ def guest(bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def kept(vm: Machine) -> str:
+    """What an upgrade and a removal leave alone."""
     return vm.output(_KEPT)
 
 
-def version(vm: Machine) -> str:
-    """The version of the daemon that runs, in its own words."""
-    return str(road.status(vm)["nvidiad"]["version"])
+def wait_ready(vm: Machine) -> None:
+    """Until the daemon of the extension says so."""
+    vm.wait_for("/usr/bin/nvidiad status | grep -q '^● ready '", road.READY_SECONDS)
 
 
 def test_the_bundle(guest: Machine) -> None:
@@ -97,7 +104,7 @@ def test_the_bundle(guest: Machine) -> None:
     before = set(vm.output(_FILES).splitlines())
 
     # The Butane way: files and a unit, nothing typed.
-    vm.put(_UNIT.encode(), "/etc/systemd/system/nvidiad-install.service")
+    vm.put(_UNIT.encode(), "/etc/systemd/system/nvidiad-install.service", "0644")
     vm.run(
         "systemctl daemon-reload && systemctl enable -q kubelet && systemctl start nvidiad-install",
         300,
@@ -108,41 +115,72 @@ def test_the_bundle(guest: Machine) -> None:
     vm.wait_unit("kubelet.service")
     vm.wait_unit("nvidia-persistenced.service")
     assert document["driver"]
-    daemon, running = road.main_pids(vm, "nvidiad"), kept(vm)
-    assert vm.output(f"tr '\\0' ' ' </proc/{daemon[0]}/cmdline").startswith(
-        f"/opt/nvidiad/{__version__}/libexec/nvidiad "
-    )
-    assert vm.output(f"cat /proc/{daemon[0]}/comm") == "nvidiad"
-    assert vm.output("/opt/nvidiad/bin/nvidiad --version") == f"nvidiad {__version__}"
+    daemon, running, driver = road.main_pids(vm, "nvidiad"), kept(vm), vm.output(_DRIVER)
+    started = vm.output(f"tr '\\0' ' ' </proc/{daemon[0]}/cmdline; cat /proc/{daemon[0]}/comm")
+    assert started.startswith(f"/opt/nvidiad/{__version__}/libexec/nvidiad ")
+    assert started.endswith("nvidiad")
+    assert vm.output(f"{road.NVIDIAD} --version") == f"nvidiad {__version__}"
 
-    # A later version, by one command, while the driver is loaded and the kubelet runs.
-    archive = ARCHIVE.format(bundle.LATER, "tar.gz")
-    install = f"cd {PLACE} && tar -xzf {archive} && ./nvidiad-{bundle.LATER}-x86-64/install"
-    vm.run(install, 300, check=True)
+    # A later version, by one command, while the driver is loaded and the kubelet runs. It is killed when the
+    # link is switched and nothing is restarted yet: the next one finishes that.
+    unpacked = f"{PLACE}/nvidiad-{bundle.LATER}-x86-64"
+    vm.run(f"tar -C {PLACE} -xzf {unpacked}.tar.gz && mkdir /tmp/killer", 300, check=True)
+    vm.put(b"#!/bin/sh\nkill -KILL $PPID\n", "/tmp/killer/systemd-sysusers", "0755")
+    assert vm.run(f"PATH=/tmp/killer:$PATH {unpacked}/install", 300).rc == 137
+    assert vm.output(f"{road.NVIDIAD} --version") == f"nvidiad {bundle.LATER}"
+    assert road.main_pids(vm, "nvidiad") == daemon
+    vm.run(f"{unpacked}/install", 300, check=True)
     assert road.wait_phase(vm, "ready")["report"] is None
     assert road.main_pids(vm, "nvidiad") != daemon
-    assert vm.output("/opt/nvidiad/bin/nvidiad --version") == f"nvidiad {bundle.LATER}"
-    assert kept(vm) == running
+    assert (kept(vm), vm.output(_DRIVER)) == (running, driver)
 
-    # Again, which restarts nothing; and back.
-    daemon = road.main_pids(vm, "nvidiad")
-    vm.run(f"{PLACE}/nvidiad-{bundle.LATER}-x86-64/install", 300, check=True)
-    assert road.main_pids(vm, "nvidiad") == daemon
-    vm.run("/opt/nvidiad/previous/install", 300, check=True)
-    assert road.wait_phase(vm, "ready")
-    assert vm.output("/opt/nvidiad/bin/nvidiad --version") == f"nvidiad {__version__}"
-    assert kept(vm) == running
+    # And back, without what was downloaded.
+    vm.run(f"rm -r {unpacked} /tmp/killer && /opt/nvidiad/previous/install", 300, check=True)
+    road.wait_phase(vm, "ready")
+    assert vm.output(f"{road.NVIDIAD} --version") == f"nvidiad {__version__}"
+    assert (kept(vm), vm.output(_DRIVER)) == (running, driver)
 
     # Away: the driver and what needs it stay as they are.
     vm.run("/opt/nvidiad/current/uninstall", 120, check=True)
-    vm.run(
-        "rm /etc/systemd/system/nvidiad-install.service /etc/systemd/system/multi-user.target.wants/kubelet.service"
-    )
+    vm.run("systemctl disable -q kubelet && rm /etc/systemd/system/nvidiad-install.service", check=True)
     assert vm.run("systemctl is-active nvidiad").out.strip() == "inactive"
-    assert [line for line in kept(vm).splitlines() if "nvidia.service" not in line] == [
-        line for line in running.splitlines() if "nvidia.service" not in line
-    ]
-    left = {
-        path for path in set(vm.output(_FILES).splitlines()) - before if not path.startswith("/opt/nvidia/")
-    }
-    assert left == {"/opt/nvidia"}
+    assert kept(vm) == running
+    assert set(vm.output(_FILES).splitlines()) - before == {"/opt/nvidia"}
+
+
+def test_the_extension(guest: Machine) -> None:
+    """The same as an image for systemd-sysext, and another one in its place while all runs."""
+    vm = guest
+    road.configure(vm)
+    images = [f"{PLACE}/nvidiad-{version}-x86-64.raw" for version in (__version__, bundle.LATER)]
+    vm.run(
+        f"modprobe loop; mkdir -p /var/lib/extensions && ln -s {images[0]} /var/lib/extensions/nvidiad.raw",
+        check=True,
+    )
+    vm.run("systemctl enable -q kubelet && systemd-sysext merge && systemctl daemon-reload", 120, check=True)
+    # Nobody starts it: multi-user.target, which is there already, upholds it.
+    vm.wait_unit("nvidiad.service")
+    wait_ready(vm)
+    vm.wait_unit("kubelet.service")
+    vm.wait_unit("nvidia-persistenced.service")
+    assert vm.output("/usr/bin/nvidiad --version") == f"nvidiad {__version__}"
+    assert (
+        vm.output("systemctl is-enabled nvidiad nvidia nvidia-persistenced nvidiad.socket").split()
+        == ["enabled"] * 4
+    )
+    daemon, running, driver = road.main_pids(vm, "nvidiad"), kept(vm), vm.output(_DRIVER)
+
+    vm.run(f"ln -sfn {images[1]} /var/lib/extensions/nvidiad.raw", check=True)
+    vm.run("systemd-sysext refresh && systemctl daemon-reload && systemctl restart nvidiad", 120, check=True)
+    wait_ready(vm)
+    assert vm.output("/usr/bin/nvidiad --version") == f"nvidiad {bundle.LATER}"
+    assert road.main_pids(vm, "nvidiad") != daemon
+    assert (kept(vm), vm.output(_DRIVER)) == (running, driver)
+
+    vm.run(
+        "systemctl stop nvidiad.socket nvidiad && systemd-sysext unmerge && systemctl daemon-reload",
+        120,
+        check=True,
+    )
+    assert vm.run("test -e /usr/bin/nvidiad").rc == 1
+    assert kept(vm) == running
