@@ -65,7 +65,9 @@ _FILES = (
 
 
 @pytest.fixture(scope="module")
-def guest(bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(
+    bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Machine]:
     """Up, with an engine and a registry that has the driver's image; both bundles lie in PLACE."""
     folder = tmp_path_factory.mktemp("plain")
     one = bundle.tree(folder)
@@ -83,8 +85,10 @@ def guest(bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory) -> Ite
         road.publish(machine, [road.payload(folder / "payload", "A", bed_kernels.a)])
         machine.run(f"mkdir -p {PLACE} && tar -C {PLACE} -xf {machine.attach(payload)}", 120, check=True)
         machine.detach()
+        failed = request.session.testsfailed
         yield machine
-        print(machine.last_words())
+        if request.session.testsfailed > failed:
+            print(machine.last_words())
     shutil.rmtree(folder)
 
 
