@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@dataclass(frozen=True)
 class Bundles:
-    """The checkout's bundle and a later version of it, as trees and packed."""
+    """The checkout's bundle and a later version of it, as trees and packed; made when asked for."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    @property
+    @cached_property
     def tree(self) -> Path:
-        return self.folder / "tree"
+        return bundle.tree(self._folder)
 
-    @property
+    @cached_property
     def later(self) -> Path:
-        return self.folder / bundle.LATER
+        return bundle.later(self.tree, self._folder)
 
-    @property
+    @cached_property
     def dist(self) -> Path:
-        return self.folder / "dist"
+        bundle.packed(self.tree, self._folder / "dist")
+        return self._folder / "dist"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,11 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Built once."""
-    folder = tmp_path_factory.mktemp("bundles")
-    bundle.later(bundle.tree(folder), folder)
-    bundle.packed(folder / "tree", folder / "dist")
-    return Bundles(folder)
+    """Built once a process."""
+    return Bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture
