@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
         metavar="LINE",
         help="a line of sources.list; all of them, if any",
     )
+    parser.add_argument("--base", action="store_true", help="only what does not change with nvidiad")
     parser.add_argument("--stage", action="store_true", help="only the tree, in --work")
     parser.add_argument("--level", type=int, default=19, help="of zstd")
     parser.add_argument(
@@ -80,6 +81,9 @@ def main(arguments: list[str]) -> int:
         layout.usr(work / "tree", options.usr)
         return 0
     when = epoch()
+    if options.base:
+        base(work, when, options.source)
+        return 0
     tree = stage(work, when, options.source)
     if options.stage:
         sys.stdout.write(f"{tree}\n")

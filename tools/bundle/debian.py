@@ -40,7 +40,7 @@ class Package:
 def make(root: Path, sources: Sequence[str] = ()) -> None:
     """Unpack all of it into `root`; apt checks each package against the lists that Debian signed.
 
-    `sources` are lines of a sources.list, say of snapshots; without any it is Debian as it is, with its updates.
+    `sources` are lines of a sources.list, say of snapshots; without any it is Debian of today.
     """
     settings = ['APT::Install-Recommends "false"', 'Acquire::Languages "none"', *_network()]
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", "--skip=cleanup/apt"]

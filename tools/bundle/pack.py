@@ -29,7 +29,8 @@ def tars(tree: Path, dist: Path, epoch: int, level: int = 19) -> list[Path]:
     debian.run([*command, rf"--transform=s,^\.,{name(tree)},S", "."])
     packed = [dist / f"{plain.name}.zst", dist / f"{plain.name}.gz"]
     debian.run(["zstd", "--quiet", "--force", f"-{level}", "--threads=2", str(plain), "-o", str(packed[0])])
-    debian.run(["sh", "-c", 'gzip --no-name -9 <"$1" >"$2"', "sh", str(plain), str(packed[1])])
+    script = f'gzip --no-name -{min(level, 9)} <"$1" >"$2"'
+    debian.run(["sh", "-c", script, "sh", str(plain), str(packed[1])])
     plain.unlink()
     return packed
 

@@ -76,7 +76,9 @@ def complete(base_tree: Path, tree: Path, epoch: int) -> None:
         shutil.copytree(parts.CHECKOUT / f"docker/{name}", share / f"docker/{name}")
     for name in ("install", "uninstall"):
         shutil.copy(parts.HERE / name, tree / name)
-    debian.run([str(parts.CHECKOUT / "tools/install-man.sh"), str(tree / "share/man")])
+    for script, place in (("install-man.sh", "share/man"), ("install-completions.sh", "share")):
+        if (parts.CHECKOUT / "tools" / script).is_file():
+            debian.run([str(parts.CHECKOUT / "tools" / script), str(tree / place)])
     papers = tree / "share/doc/nvidiad"
     papers.mkdir(parents=True, exist_ok=True)
     shutil.copy(parts.CHECKOUT / "LICENSE", papers / "LICENSE")
