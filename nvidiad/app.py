@@ -13,6 +13,7 @@ from nvidiad.configuration import STATE, last_good_settings, read_and_keep, read
 from nvidiad.engines import ChosenImages, registries
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
+from nvidiad.nouns.value import replace
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
 from nvidiad.world.host import LinuxHost
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.model import Progress
     from nvidiad.rim.daemon import Source
+    from nvidiad.thought.layouts import Kept
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Bus, Log, Vouchers
+    from nvidiad.world.layouts import LocalStores
+    from nvidiad.world.places import Registries
 
 RUNTIME = Path("run/nvidiad")
 # Seconds: of what is asked of a registry beside the image, which is small.
@@ -78,7 +82,9 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     )
 
 
-def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
+def _vouchers(
+    settings: Settings, root: Path, source: Registries | LocalStores | None = None
+) -> Vouchers | None:
     trust, image = settings.trust, settings.image
     if trust.signatures is Signatures.OFF:
         return None
@@ -89,10 +95,19 @@ def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
         trust.keys,
         root,
         required=trust.signatures is Signatures.REQUIRE,
-        registries=registries(settings),
+        registries=source or registries(settings),
         limits=Limits(image.connect_timeout, image.stall_timeout, whole=_BESIDE),
         repository=trust.repository,
     )
+
+
+def _from_file(ports: Ports, settings: Settings, root: Path, what: str, kept: Kept) -> Ports:
+    """As for any image, but for where it and its signatures are: in a directory or a file."""
+    from nvidiad.world.layouts import LocalStores
+
+    source = LocalStores(what, kept)
+    images = ChosenImages(settings, root, source)
+    return replace(ports, images=images, vouchers=_vouchers(settings, root, source))
 
 
 class _Lists:
@@ -312,6 +327,7 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     from nvidiad.nouns.manifest import labelled
     from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import InstallTree
+    from nvidiad.thought import layouts
     from nvidiad.thought.trust import pinned
     from nvidiad.verbs.engine import Engine
 
@@ -319,8 +335,11 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     if what.startswith((".", "/")):
         return driver_ports(settings, root).trees.install(Path(what), tell).path
     ports = all_ports(settings, root, None)
+    local = layouts.named(what)
+    if local is not None:
+        ports = _from_file(ports, settings, root, what, local)
     engine = Engine(ports, log, seconds=time.monotonic, tell=tell, modules=settings.driver.modules)
-    what = pinned(what, settings)
+    what = what if local else pinned(what, settings)
     build = labelled(ports.images.labels(what, engine.fetch(what)))
     plan = Plan(f"'{what}' is to be installed", (InstallTree(what, build),))
     report = engine.execute(plan)

@@ -450,8 +450,13 @@ def end_state(host: Host, *, engine: bool = True) -> dict[str, object]:
             for name, kind in listing(host.path("/etc/systemd/system")).items()
             if ".d/" in name and "nvidia.conf" in name
         },
-        "containers": host.run("docker", "ps", "-aq", check=True).out if engine else "",
+        "containers": host.run("docker", "ps", "-aq", check=True).out if engine and has_engine(host) else "",
     }
+
+
+def has_engine(host: Host) -> bool:
+    """Whether a container engine is on the host."""
+    return host.exists("/run/docker.sock")
 
 
 # What is in the registry is gone, for it as for those who ask it.
