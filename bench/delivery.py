@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
-import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from bench.report import Figure, Part
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.entries import FileEntry
 from nvidiad.nouns.value import replace
+from tests.beds.common import run_checked
 from tests.host import road
 from tests.payload import image
 
@@ -92,16 +91,17 @@ def figures(taken: dict[str, list[Delivery]], payload: float) -> Iterator[Figure
 
 
 def publish(host: Host) -> tuple[float, float]:
-    """An image like a driver's: half of it compresses well, half of it hardly; megabytes of it and fetched."""
+    """An image of which half compresses well, half not at all; megabytes of its files, and to be fetched."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
         tree = road.payload(Path(made), *_release())
         manifest = manifests.parse((tree / "manifest.json").read_text())
-        lot = random.Random(1)
-        words = [lot.randbytes(40) for _ in range(2000)]
+        words = [os.urandom(40) for _ in range(256)]
         entries = list(manifest.entries)
         size = MEGABYTES * 10**6 // FILES
         for number in range(FILES):
-            data = lot.randbytes(size) if number % 2 else b"".join(lot.choices(words, k=size // 40))
+            data = os.urandom(size)
+            if number % 2:
+                data = b"".join(words[byte] for byte in data[: size // 40])
             name = f"share/bulk-{number}"
             (tree / name).write_bytes(data)
             (tree / name).chmod(0o644)
@@ -126,11 +126,9 @@ def _disk(host: Host) -> Iterator[str]:
     place = host.dir / "bench.img"
     with place.open("wb") as file:
         file.truncate(_IMAGE_SIZE)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0", str(place)], check=True)
-    made = subprocess.run(
-        ["losetup", "-f", "--show", "--direct-io=on", str(place)], capture_output=True, text=True, check=True
-    )
-    device = made.stdout.strip()
+    run_checked(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0", str(place)], "mkfs.ext4")
+    made = run_checked(["losetup", "-f", "--show", "--direct-io=on", str(place)], "losetup")
+    device = made.strip()
     number = Path(device).name.removeprefix("loop")
     try:
         host.engine_stop()
@@ -139,11 +137,11 @@ def _disk(host: Host) -> Iterator[str]:
     finally:
         host.engine_stop()
         host.run(f"umount -l {_DISK}; rm -f /dev/bench")
-        subprocess.run(["losetup", "-d", device], check=True)
+        run_checked(["losetup", "-d", device], "losetup")
 
 
 def deliver(host: Host, device: str, way: str) -> Delivery:
-    """One installation, from an engine that has no image and a root without a tree to a disk that has all."""
+    """One installation: before it the engine has no image and the disk no tree, after it all is written."""
     reference = f"{road.REPOSITORY}:{road.tag()}"
     host.engine_stop()
     host.run(f"rm -rf {_DISK}/docker {_DISK}/opt; mkdir -p {_DISK}/opt; sync", check=True)

@@ -101,6 +101,11 @@ def configuration(driver: str = DRIVER, **sections: Mapping[str, object]) -> str
     return "".join(f"{line}\n" for table in tables for line in table)
 
 
+def fetched_by(host: Host, engine: str) -> None:
+    """From the next time on that the configuration is read, this is who fetches images."""
+    host.write("/etc/nvidiad/conf.d/10-engine.toml", f'[engine]\nkind = "{engine}"\n')
+
+
 def configure(host: Host, text: str) -> None:
     """Give a running nvidiad another configuration."""
     host.write("/etc/nvidiad/nvidiad.toml", text)

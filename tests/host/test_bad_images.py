@@ -131,6 +131,13 @@ def shared() -> Iterator[Host]:
         yield host
 
 
+@pytest.fixture(params=["docker", "registry"])
+def engine(request: pytest.FixtureRequest, shared: Host) -> str:
+    """Who fetches images; nvidiad itself runs nothing of any image."""
+    road.fetched_by(shared, request.param)
+    return str(request.param)
+
+
 @pytest.fixture
 def ready(shared: Host) -> Iterator[Host]:
     yield shared
@@ -148,7 +155,9 @@ def refused(document: dict[str, Any], bad: Bad) -> bool:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_image_is_refused_by_name_and_the_driver_in_force_stays(ready: Host, name: str) -> None:
+def test_a_bad_image_is_refused_by_name_and_the_driver_in_force_stays(
+    ready: Host, engine: str, name: str
+) -> None:
     host, bad = ready, BAD[name]
     before = road.end_state(host)
     shown = {unit: road.main_pid(host, unit) for unit in (KUBELET, "nvidia-persistenced.service")}
@@ -177,7 +186,7 @@ def test_a_bad_image_is_refused_by_name_and_the_driver_in_force_stays(ready: Hos
     assert {unit: road.main_pid(host, unit) for unit in shown} == shown
     assert len(host.kmod_log()) == calls
     ran = road.engine_events(host, "start", since)
-    assert not ran if bad.stays_out else ran
+    assert not ran if bad.stays_out or engine == "registry" else ran
 
     # A good image under the same tag: on disk now, in force with the next boot.
     host.kmod_busy("nvidia")

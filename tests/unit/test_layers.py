@@ -91,7 +91,8 @@ def header(**fields: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"no archive" * 60, "not octal"), (header()[:148] + b"0000001\0" + header()[156:], "damaged"),
+        (b"no archive" * 60, "not octal"),
+        (header()[:148] + b"0000001\0" + header()[156:], "damaged"),
         (header()[:100], "middle of a header"),
         (header(size=5) + b"abc", "middle of a member"),
         (header(type=b"x", size=1 << 21), "beyond all bounds"),
