@@ -146,6 +146,8 @@ def deliver(host: Host, device: str, way: str) -> Delivery:
     host.engine_stop()
     host.run(f"rm -rf {_DISK}/docker {_DISK}/opt; mkdir -p {_DISK}/opt; sync", check=True)
     if way != "registry":
+        # It has been started more often than systemd takes for sane.
+        host.systemctl("reset-failed", "docker.service", "docker.socket", check=False)
         host.engine_start()
         host.run("docker images -q", check=True)
     kind = "registry" if way == "registry" else "docker"

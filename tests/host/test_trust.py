@@ -217,7 +217,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("engine", ["docker", "registry"])
+@pytest.mark.parametrize("engine", [pytest.param("docker", id=pytest.HIDDEN_PARAM), "registry"])
 @pytest.mark.parametrize("name", WRONG)
 def test_what_nobody_vouches_for_is_refused_with_the_old_driver_in_force(
     ready: Host, name: str, engine: str
