@@ -109,7 +109,8 @@ def test_a_registry_that_is_not_well_is_told_and_the_pull_is_made_when_it_is(
         config = road.configuration(image={"repository": liar.REPOSITORY}, engine={"kind": engine})
         begin(host, config)
         document = wait_code(host, lie.direct if engine == "registry" and lie.direct else lie.code)
-        for word in (liar.REPOSITORY, *lie.words):
+        # What answers a HEAD has no words.
+        for word in (liar.REPOSITORY, *(lie.words if engine == "docker" else ())):
             assert word in document["problem"]["sentence"].lower(), document["problem"]
         assert_held(host)
         assert host.modules() == []

@@ -217,8 +217,13 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("engine", [pytest.param("docker", id=pytest.HIDDEN_PARAM), "registry"])
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *(pytest.param(name, "docker", id=name) for name in WRONG),
+        *(pytest.param(name, "registry", id=f"{name}-registry") for name in ("re-tagged", "swapped layer")),
+    ],
+)
 def test_what_nobody_vouches_for_is_refused_with_the_old_driver_in_force(
     ready: Host, name: str, engine: str
 ) -> None:

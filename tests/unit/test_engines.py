@@ -9,6 +9,7 @@ import io
 import json
 import socket
 import tarfile
+import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 from nvidiad import engines
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import EngineKind
+from nvidiad.nouns.model import EngineKind, Kind
 from nvidiad.nouns.value import replace
 from nvidiad.thought import layouts, parcels, refusals
 from nvidiad.thought.distribution import Document
@@ -320,3 +321,28 @@ def test_a_driver_that_is_loaded_is_not_replaced_and_the_same_one_is_there_alrea
 def _layer(made: image.Image) -> str:
     assert gzip.decompress(made.layers[-1])
     return f"sha256:{hashlib.sha256(made.layers[-1]).hexdigest()}"
+
+
+def test_cuda_comes_in_the_same_way(tmp_path: Path) -> None:
+    made = image.image(builder.cuda_payload(tmp_path / "made", "12.4.1"))
+    saved = tmp_path / "saved.tar"
+    saved.write_bytes(made.archive("cuda:1"))
+    what = f"docker-archive:{saved}"
+    images = DirectImages(LocalStores(what, Kept(Form.DOCKER, str(saved), "")), Timeouts(1, 5, 30))
+    trees = Trees(tmp_path / "opt")
+    images.install(what, images.resolve(what), trees, lambda _: None)
+    (found,) = trees.list(Kind.CUDA)
+    assert found.path == f"{tmp_path}/opt/cuda/12.4.1"
+    trees.verify(found.path, found.build)
+
+
+def test_what_nobody_waits_for_keeps_its_bandwidth(tmp_path: Path) -> None:
+    made = layout(tmp_path)
+    what = f"oci-layout:{tmp_path}/layout"
+    stores = LocalStores(what, Kept(Form.LAYOUT, f"{tmp_path}/layout", ""))
+    fetched = sum(map(len, made.layers))
+    images = DirectImages(stores, Timeouts(1, 5, 0.1), bandwidth=fetched)
+    began = time.monotonic()
+    # Longer than the limit for all of it, to which the bandwidth adds.
+    images.install(what, made.digest, Trees(tmp_path / "opt"), lambda _: None, gentle=True)
+    assert 0.5 < time.monotonic() - began < 5
