@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.configuration import STATE, last_good_settings, read_and_keep, read_settings, settings_in_force
-from nvidiad.engines import ChosenImages, registries
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
 from nvidiad.nouns.value import replace
@@ -59,6 +58,7 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
+    from nvidiad.engines import ChosenImages
     from nvidiad.world.kernels import Kernels
     from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.notify import Store
@@ -88,6 +88,7 @@ def _vouchers(
     trust, image = settings.trust, settings.image
     if trust.signatures is Signatures.OFF:
         return None
+    from nvidiad.engines import registries
     from nvidiad.world.registry import Limits
     from nvidiad.world.vouchers import Vouchers
 
@@ -103,6 +104,7 @@ def _vouchers(
 
 def _from_file(ports: Ports, settings: Settings, root: Path, what: str, kept: Kept) -> Ports:
     """As for any image, but for where it and its signatures are: in a directory or a file."""
+    from nvidiad.engines import ChosenImages
     from nvidiad.world.layouts import LocalStores
 
     source = LocalStores(what, kept)
@@ -117,6 +119,7 @@ class _Lists:
         self._settings = settings
 
     def unbuildable(self, reference: str) -> Entry | None:
+        from nvidiad.engines import registries
         from nvidiad.world.places import CompatibilityLists
         from nvidiad.world.registry import Limits
 

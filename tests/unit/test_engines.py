@@ -24,6 +24,7 @@ from nvidiad.thought import layouts, parcels, refusals
 from nvidiad.thought.distribution import Document
 from nvidiad.thought.layouts import Form, Kept
 from nvidiad.thought.settings import Engine, Settings
+from nvidiad.world import credentials
 from nvidiad.world.direct import DirectImages
 from nvidiad.world.dockerd import Timeouts
 from nvidiad.world.layouts import LocalStores
@@ -346,3 +347,46 @@ def test_what_nobody_waits_for_keeps_its_bandwidth(tmp_path: Path) -> None:
     # Longer than the limit for all of it, to which the bandwidth adds.
     images.install(what, made.digest, Trees(tmp_path / "opt"), lambda _: None, gentle=True)
     assert 0.5 < time.monotonic() - began < 5
+
+
+# -- credential helpers ------------------------------------------------------------------------------
+
+HELPERS = {
+    "found": ('echo \'{"Username": "user", "Secret": "pw"}\'', "pw"),
+    "unknown": ("echo credentials not found in native keychain; exit 1", None),
+    "failed": ("echo it is locked >&2; echo hush; exit 1", "it is locked"),
+    "killed": ("kill -9 $$", "exit status -9"),
+}
+
+
+@pytest.mark.parametrize("name", HELPERS)
+def test_what_a_helper_does_is_taken_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(credentials, "_PLACES", (str(tmp_path),))
+    does, expected = HELPERS[name]
+    program = tmp_path / "docker-credential-bed"
+    program.write_text(
+        f"#!/bin/sh\nread -r server\n[ $server = r.example ] && [ $HOME = /root ] || exit 9\n{does}\n"
+    )
+    program.chmod(0o755)
+    auth = tmp_path / "auth.json"
+    auth.write_text('{"credsStore": "bed"}')
+    if name in ("failed", "killed"):
+        with pytest.raises(Failure) as caught:
+            credentials.credentials(auth, "r.example")
+        assert caught.value.code is Code.REGISTRY_AUTH
+        assert str(expected) in caught.value.sentence and "'r.example'" in caught.value.sentence
+        assert "hush" not in caught.value.sentence
+        return
+    found = credentials.credentials(auth, "r.example")
+    assert (found and found["password"]) == expected
+
+
+def test_a_helper_that_is_not_there_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    auth = tmp_path / "auth.json"
+    auth.write_text('{"credHelpers": {"r.example": "nowhere"}}')
+    with pytest.raises(Failure) as caught:
+        credentials.credentials(auth, "r.example")
+    assert caught.value.code is Code.CONFIG_INVALID
+    assert "docker-credential-nowhere" in caught.value.sentence
