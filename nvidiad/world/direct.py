@@ -14,7 +14,7 @@ from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Progress
-from nvidiad.nouns.value import Value
+from nvidiad.nouns.value import Value, replace
 from nvidiad.thought import parcels, provision, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.world.downloads import Blob, Patience
@@ -178,4 +178,13 @@ class DirectImages:
             tell(Progress("install-tree", detail, done, size))
 
         with closing(self._source.open(reference, patience.total)) as places:
-            return unpack(places.places, layers, directory, bounds, patience, watch)
+            try:
+                return unpack(places.places, layers, directory, bounds, patience, watch)
+            except Failure as failure:
+                if failure.code is not Code.IMAGE_CORRUPT or len(places.places) == 1:
+                    raise
+            # Some mirror has given something else: then all of it from the registry itself.
+            for left in directory.iterdir():
+                left.unlink()
+            patience = replace(patience, stop=threading.Event())
+            return unpack(places.places[-1:], layers, directory, bounds, patience, watch)

@@ -207,10 +207,12 @@ def test_a_mirror_is_asked_first_and_its_registry_where_it_fails(cold: Host) -> 
         assert any("/manifests/" in path for path in asked) and any("/blobs/" in path for path in asked)
         # A mirror that is not well: what it gives wrong is fetched from the registry itself.
         road.rewind(host, trees=False)
-        registry.change = liar.refuse(500, "UNKNOWN")
+        asked.clear()
+        registry.change = lambda answer: liar.damaged(mirror(answer))
         own = '[engine.mirrors]\n"127.0.0.1:5000" = ["http://127.0.0.1:5002"]\n'
         begin(host, road.configuration() + own)
         assert_healed(host)
+        assert road.status(host)["attempts"] == [] and any("/blobs/" in path for path in asked)
 
 
 # -- without any registry ----------------------------------------------------------------------------
