@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvidiad.configuration import STATE, last_good_settings, read_and_keep, read_settings, settings_in_force
-from nvidiad.engines import ChosenImages, registries
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
+from nvidiad.nouns.value import replace
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
 from nvidiad.world.host import LinuxHost
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from nvidiad.nouns.model import Progress
     from nvidiad.nouns.plan import Status
     from nvidiad.rim.daemon import Source
+    from nvidiad.thought.layouts import Kept
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Bus, Log, Vouchers
+    from nvidiad.world.layouts import LocalStores
+    from nvidiad.world.places import Registries
 
 RUNTIME = Path("run/nvidiad")
 # Seconds: of what is asked of a registry beside the image, which is small.
@@ -56,6 +59,7 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
+    from nvidiad.engines import ChosenImages
     from nvidiad.world.kernels import Kernels
     from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.notify import Store
@@ -81,10 +85,13 @@ def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     )
 
 
-def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
+def _vouchers(
+    settings: Settings, root: Path, source: Registries | LocalStores | None = None
+) -> Vouchers | None:
     trust, image = settings.trust, settings.image
     if trust.signatures is Signatures.OFF:
         return None
+    from nvidiad.engines import registries
     from nvidiad.world.registry import Limits
     from nvidiad.world.vouchers import Vouchers
 
@@ -92,10 +99,20 @@ def _vouchers(settings: Settings, root: Path) -> Vouchers | None:
         trust.keys,
         root,
         required=trust.signatures is Signatures.REQUIRE,
-        registries=registries(settings),
+        registries=source or registries(settings),
         limits=Limits(image.connect_timeout, image.stall_timeout, whole=_BESIDE),
         repository=trust.repository,
     )
+
+
+def _from_file(ports: Ports, settings: Settings, root: Path, what: str, kept: Kept) -> Ports:
+    """As for any image, but for where it and its signatures are: in a directory or a file."""
+    from nvidiad.engines import ChosenImages
+    from nvidiad.world.layouts import LocalStores
+
+    source = LocalStores(what, kept)
+    images = ChosenImages(settings, root, source)
+    return replace(ports, images=images, vouchers=_vouchers(settings, root, source))
 
 
 class _Lists:
@@ -105,6 +122,7 @@ class _Lists:
         self._settings = settings
 
     def unbuildable(self, reference: str) -> Entry | None:
+        from nvidiad.engines import registries
         from nvidiad.world.places import CompatibilityLists
         from nvidiad.world.registry import Limits
 
@@ -336,6 +354,7 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     from nvidiad.nouns.manifest import labelled
     from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import InstallTree
+    from nvidiad.thought import layouts
     from nvidiad.thought.trust import pinned
     from nvidiad.verbs.engine import Engine
 
@@ -343,8 +362,11 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     if what.startswith((".", "/")):
         return driver_ports(settings, root).trees.install(Path(what), tell).path
     ports = all_ports(settings, root, None)
+    local = layouts.named(what)
+    if local is not None:
+        ports = _from_file(ports, settings, root, what, local)
     engine = Engine(ports, log, seconds=time.monotonic, tell=tell, modules=settings.driver.modules)
-    what = pinned(what, settings)
+    what = what if local else pinned(what, settings)
     build = labelled(ports.images.labels(what, engine.fetch(what)))
     plan = Plan(f"'{what}' is to be installed", (InstallTree(what, build),))
     report = engine.execute(plan)

@@ -9,17 +9,18 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import EngineKind
+from nvidiad.nouns.model import Engine, EngineKind
 from nvidiad.thought import engines
+from nvidiad.thought import pull as pulling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvidiad.nouns.model import Engine, Progress
+    from nvidiad.nouns.model import Progress
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Images, Trees
+    from nvidiad.world.direct import Source
     from nvidiad.world.places import Places, Registries
-    from nvidiad.world.registry import Limits
 
 # A registry that is busy is asked once more; then the back-off of the whole attempt is the better pause.
 _TRIES = 2
@@ -64,14 +65,18 @@ def silence(settings: Settings) -> str:
 class ChosenImages:
     """The port `Images`: by the engine that was chosen when an image was asked for last."""
 
-    def __init__(self, settings: Settings, root: Path) -> None:
+    def __init__(self, settings: Settings, root: Path, source: Source | None = None) -> None:
         self._settings = settings
+        self._source = source
+        """Where the images are that no engine is asked for."""
         self._root = root / settings.install.root.relative_to("/")
         self._made: dict[EngineKind, Images] = {}
         self._last: EngineKind | None = None
 
     def engine(self) -> Engine:
         """Who fetches images now, and why."""
+        if self._source is not None:
+            return Engine(EngineKind.REGISTRY, "the image is in a file")
         return engine(self._settings)
 
     def resolve(self, reference: str) -> str:
@@ -126,22 +131,28 @@ class ChosenImages:
         from nvidiad.world.direct import DirectImages
         from nvidiad.world.dockerd import Timeouts
 
-        image, asked = self._settings.image, registries(self._settings)
-
-        def open_places(repository: str, seconds: float) -> Places:
-            return asked.open(repository, limits(self._settings, seconds))
-
+        settings, image = self._settings, self._settings.image
         return DirectImages(
-            open_places,
+            self._source or _FromRegistries(settings),
             Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
             root=self._root,
-            bandwidth=self._settings.stage.bandwidth,
+            bandwidth=settings.stage.bandwidth,
         )
 
 
-def limits(settings: Settings, seconds: float) -> Limits:
-    """How long a registry is waited for that gives images."""
-    from nvidiad.world.registry import Limits
+class _FromRegistries:
+    """The source of images that is asked by default."""
 
-    image = settings.image
-    return Limits(image.connect_timeout, image.stall_timeout, _CONNECTIONS, _TRIES, seconds)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def name(self, reference: str) -> str:
+        name = pulling.parse_reference(reference)
+        return name.digest or name.tag or "latest"
+
+    def open(self, reference: str, limits: float) -> Places:
+        from nvidiad.world.registry import Limits
+
+        image, repository = self._settings.image, pulling.parse_reference(reference).repository
+        patience = Limits(image.connect_timeout, image.stall_timeout, _CONNECTIONS, _TRIES, limits)
+        return registries(self._settings).open(repository, patience)

@@ -28,9 +28,7 @@ def choose(kind: EngineKind, socket: str, *, there: bool) -> Engine:
     Not whether somebody answers: an engine that is there and broken is told, and nothing takes its place.
     It may be the only one that knows a proxy, and it may be about to come back.
     """
-    if kind is EngineKind.DOCKER:
-        return Engine(kind, "as engine.kind says")
-    if kind is EngineKind.REGISTRY:
+    if kind is not EngineKind.AUTO:
         return Engine(kind, "as engine.kind says")
     if there:
         return Engine(EngineKind.DOCKER, f"its socket '{socket}' is there")

@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.errors import Code, Failure, Transient
 from nvidiad.thought import pull as pulling
-from nvidiad.thought import refusals
 from nvidiad.world import process
 
 if TYPE_CHECKING:
@@ -48,11 +47,18 @@ def _helped(helper: str, source: str, registry: str) -> dict[str, str] | None:
             input=f"{pulling.server_name(registry)}\n",
         )
     except Failure as failure:
-        raise refusals.failure(Code.REGISTRY_AUTH, f"{registry}/", failure.sentence) from None
+        raise _refused(name, registry, failure.sentence) from None
     if told.returncode:
         if pulling.NOT_FOUND in told.out + told.err:
             return None
         # Its output may hold a secret: only what it said of an error is told.
-        detail = f"'{name}' exited with {told.returncode}: {process.one_line(told.err)}"
-        raise refusals.failure(Code.REGISTRY_AUTH, f"{registry}/", detail)
+        raise _refused(name, registry, f"exit status {told.returncode}: {process.one_line(told.err)}")
     return pulling.helped(told.out, name, source, registry)
+
+
+def _refused(name: str, registry: str, why: str) -> Failure:
+    return Transient(
+        Code.REGISTRY_AUTH,
+        f"'{name}' gives no credentials for registry '{registry}' ({pulling.clean(why)})",
+        f"Try it by hand: echo {pulling.server_name(registry)} | {name} get",
+    )

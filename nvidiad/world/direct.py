@@ -7,11 +7,14 @@ import os
 import threading
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
 
+from nvidiad.nouns import manifest as manifests
+from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Progress
-from nvidiad.nouns.value import Value
+from nvidiad.nouns.value import Value, replace
 from nvidiad.thought import parcels, provision, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.world.downloads import Blob, Patience
@@ -21,7 +24,6 @@ from nvidiad.world.unpacking import Bounds, Layer, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from nvidiad.thought.layers import Kept
     from nvidiad.thought.parcels import Parcel
@@ -32,6 +34,16 @@ if TYPE_CHECKING:
 _CONFIG_AT_MOST = 4 << 20
 # Nobody waits for the bytes of an image whose bandwidth is limited for longer than that.
 _LONGEST = 30 * 86400.0
+
+
+class Source(Protocol):
+    """Where images are: in registries, or in a file."""
+
+    def name(self, reference: str) -> str:
+        """The tag or digest that a reference asks for."""
+
+    def open(self, reference: str, limits: float) -> Places:
+        """The places of a reference; `limits` are the seconds that all requests may take."""
 
 
 class Held(Value):
@@ -50,14 +62,13 @@ class DirectImages:
 
     def __init__(
         self,
-        open_places: Callable[[str, float], Places],
+        source: Source,
         timeouts: Timeouts,
         *,
         root: Path | None = None,
         bandwidth: int = 0,
     ) -> None:
-        self._open = open_places
-        """For a repository and the seconds that all requests may take."""
+        self._source = source
         self._timeouts = timeouts
         self._root = root
         self._bandwidth = bandwidth
@@ -65,11 +76,11 @@ class DirectImages:
 
     def resolve(self, reference: str) -> str:
         """The digest that a reference names in its registry now."""
-        name = pulling.parse_reference(reference)
-        if name.digest:
-            return name.digest
-        with closing(self._open(name.repository, self._timeouts.total)) as places:
-            digest = places.head(name.tag or "latest")
+        name = self._source.name(reference)
+        if pulling.DIGEST.fullmatch(name):
+            return name
+        with closing(self._source.open(reference, self._timeouts.total)) as places:
+            digest = places.head(name)
         if digest is None:
             raise refusals.failure(Code.IMAGE_MISSING, reference)
         return digest
@@ -82,8 +93,9 @@ class DirectImages:
         held = self._look(reference, digest)
         tell(Progress("pull-image", f"{len(held.parcel.layers)} layers", 0, held.parcel.size))
         if self._root is not None:
-            needed = held.tree or held.parcel.size
-            found = place(self._root, (0, needed, held.files))
+            kind = manifests.labelled(dict(held.labels)).kind
+            bundle = Path(naming.bundle_root(PurePosixPath(self._root), kind))
+            found = place(bundle, (0, held.tree or held.parcel.size, held.files))
             short = provision.shortage(reference, [found] if found else [])
             if short:
                 raise short
@@ -129,8 +141,7 @@ class DirectImages:
         if (known := self._held.get(digest)) is not None:
             return known
         machine = os.uname().machine
-        name = pulling.parse_reference(reference)
-        with closing(self._open(name.repository, self._timeouts.total)) as places:
+        with closing(self._source.open(reference, self._timeouts.total)) as places:
             document = places.manifest(digest)
             if one := parcels.inner(document, machine, reference):
                 document = places.manifest(one)
@@ -166,6 +177,14 @@ class DirectImages:
         def watch(done: int) -> None:
             tell(Progress("install-tree", detail, done, size))
 
-        name = pulling.parse_reference(reference)
-        with closing(self._open(name.repository, patience.total)) as places:
-            return unpack(places.places, layers, directory, bounds, patience, watch)
+        with closing(self._source.open(reference, patience.total)) as places:
+            try:
+                return unpack(places.places, layers, directory, bounds, patience, watch)
+            except Failure as failure:
+                if failure.code is not Code.IMAGE_CORRUPT or len(places.places) == 1:
+                    raise
+            # Some mirror has given something else: then all of it from the registry itself.
+            for left in directory.iterdir():
+                left.unlink()
+            patience = replace(patience, stop=threading.Event())
+            return unpack(places.places[-1:], layers, directory, bounds, patience, watch)

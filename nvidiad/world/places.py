@@ -85,6 +85,10 @@ class Registries(Value):
     mirrors: Mapping[str, Sequence[str]]
     """URLs by the name of a registry."""
 
+    def beside(self, reference: str, elsewhere: str, limits: Limits) -> Places:
+        """Where the signatures of an image are: in a repository of their own, or in the image's."""
+        return self.open(elsewhere or pulling.parse_reference(reference).repository, limits)
+
     def open(self, repository: str, limits: Limits) -> Places:
         """A repository by its name with the registry; nothing is asked yet."""
         from nvidiad.world.repository import Repository

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.thought import cosign
-from nvidiad.thought import pull as pulling
 from nvidiad.world.keys import PublicKeys
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
     from nvidiad.thought.cosign import Seal
+    from nvidiad.world.layouts import LocalStores
     from nvidiad.world.places import Places, Registries
     from nvidiad.world.registry import Limits
 
@@ -34,7 +34,7 @@ class Vouchers:
         root: Path,
         *,
         required: bool,
-        registries: Registries,
+        registries: Registries | LocalStores,
         limits: Limits,
         repository: str = "",
     ) -> None:
@@ -53,8 +53,7 @@ class Vouchers:
     def seals(self, reference: str, digest: str) -> Iterator[Seal]:
         """The signatures of an image, one request after the other: mostly the first one is enough."""
         self._keys.read()
-        place = self._repository or pulling.parse_reference(reference).repository
-        with closing(self._registries.open(place, self._limits)) as repository:
+        with closing(self._registries.beside(reference, self._repository, self._limits)) as repository:
             if repository.head(cosign.tag(digest)) is not None:
                 yield from _sealed(repository, cosign.tag(digest))
             signing = [each for each, kind in repository.referrers(digest) if cosign.may_seal(kind)]

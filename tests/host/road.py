@@ -102,6 +102,11 @@ def configuration(driver: str = DRIVER, **sections: Mapping[str, object]) -> str
     return "".join(f"{line}\n" for table in tables for line in table)
 
 
+def fetched_by(host: Host, engine: str) -> None:
+    """From the next time on that the configuration is read, this is who fetches images."""
+    host.write("/etc/nvidiad/conf.d/10-engine.toml", f'[engine]\nkind = "{engine}"\n')
+
+
 def configure(host: Host, text: str) -> None:
     """Give a running nvidiad another configuration."""
     host.write("/etc/nvidiad/nvidiad.toml", text)
@@ -455,8 +460,13 @@ def end_state(host: Host, *, engine: bool = True) -> dict[str, object]:
             for name, kind in listing(host.path("/etc/systemd/system")).items()
             if ".d/" in name and "nvidia.conf" in name
         },
-        "containers": host.run("docker", "ps", "-aq", check=True).out if engine else "",
+        "containers": host.run("docker", "ps", "-aq", check=True).out if engine and has_engine(host) else "",
     }
+
+
+def has_engine(host: Host) -> bool:
+    """Whether a container engine is on the host."""
+    return host.exists("/run/docker.sock")
 
 
 # What is in the registry is gone, for it as for those who ask it.

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvidiad.nouns.model import Exposure, Signatures
+from nvidiad.nouns.model import EngineKind, Exposure, Signatures
 from nvidiad.thought import config
 from nvidiad.thought.config import load
 from nvidiad.thought.settings import (
@@ -31,7 +32,7 @@ from nvidiad.thought.settings import (
 
 # A busy machine is no reason to fail.
 # Tables whose keys are free.
-FREE = {"driver.parameters.nvidia-uvm", "trust.pins.r.example/n:1-2"}
+FREE = {"engine.mirrors.registry.example", "driver.parameters.nvidia-uvm", "trust.pins.r.example/n:1-2"}
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHECKOUT = Path(__file__).parents[2]
@@ -67,6 +68,8 @@ gated = ["kubelet.service", "vllm@0.service", "gpu.target"]
 when-missing = "start"
 [engine]
 socket = "/var/run/docker.sock"
+kind = "registry"
+mirrors = { "registry.example" = ["https://mirror.example/copy", "http://10.0.0.5:5000"] }
 [kubernetes]
 nfd-file = "/etc/nfd/features.d/nvidiad"
 [daemon]
@@ -136,7 +139,11 @@ def test_every_key() -> None:
         ),
         install=Install(PurePosixPath("/var/lib/nvidiad/root"), Exposure.OVERLAY),
         units=Units(("kubelet.service", "vllm@0.service", "gpu.target"), hold=False),
-        engine=Engine(PurePosixPath("/var/run/docker.sock")),
+        engine=Engine(
+            PurePosixPath("/var/run/docker.sock"),
+            EngineKind.REGISTRY,
+            MappingProxyType({"registry.example": ("https://mirror.example/copy", "http://10.0.0.5:5000")}),
+        ),
         kubernetes=Kubernetes(PurePosixPath("/etc/nfd/features.d/nvidiad")),
         daemon=Daemon(60.0, 2.0, 30.0),
     )
@@ -411,6 +418,23 @@ def test_the_import_is_cheap() -> None:
             "[units]\nwhen-missing = true\n",
             "f:2: units.when-missing: expected 'hold' or 'start', found the boolean true",
             id="boolean for a word",
+        ),
+        pytest.param(
+            "[engine]\nkind = 'podman'\n",
+            "f:2: engine.kind: expected 'auto' or 'docker' or 'registry', found 'podman'",
+            id="unknown engine",
+        ),
+        pytest.param(
+            "[engine.mirrors]\n'registry.example' = ['mirror.example']\n",
+            "f:1: engine.mirrors: expected a URL such as 'https://mirror.example', found 'mirror.example' "
+            "(with https://, or http:// where it has no TLS)",
+            id="mirror without a scheme",
+        ),
+        pytest.param(
+            "[engine]\nmirrors = { registry = ['https://mirror.example'] }\n",
+            "f:2: engine.mirrors: expected the name of a registry such as 'registry.example:5000', "
+            "found 'registry'",
+            id="mirror of nothing",
         ),
         pytest.param(
             "[engine]\nsocket = 'unix:///run/docker.sock'\n",
