@@ -129,7 +129,7 @@ def _steps(cases: dict[str, list[Record]]) -> str:
     notes = "".join(f"{number}. {why}\n" for number, why in enumerate(reasons, 1))
     tests = sorted({_file(case) for row in faults.BY_STEP for case in cases[row.id]})
     proven = ", ".join(f"`{test}`" for test in tests)
-    return f"{table}\n{notes}\nProven by {proven}.\n"
+    return f"{table}\n{notes}\n{textwrap.fill(f'Proven by {proven}.', 120, break_on_hyphens=False)}\n"
 
 
 def _file(case: Record) -> str:
