@@ -325,7 +325,7 @@ def _contained(host: Host) -> None:
     ]
     host.run(*build, timeout=120, env={"DOCKER_BUILDKIT": "0"}, check=True)
 
-    look = ["docker", "run", "--rm", "--network=none", "--volume=/:/host:ro", "nvidiad:bed"]
+    look = ["docker", "run", "--rm", "--network=none", "--pid=host", "--volume=/:/host:ro", "nvidiad:bed"]
     assert host.run(*look, "--version", check=True).out == f"nvidiad {__version__}\n"
     assert host.run(*look, "plan", check=True).out == host.nvidiad("plan", check=True).out
     assert "ready - driver" in host.run(*look, "status", check=True).out
