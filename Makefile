@@ -9,7 +9,7 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom deb provision image install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom bundle deb provision image install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lock     take newer versions of what is shipped into requirements/'
 	@echo 'make audit    ask for known vulnerabilities of what is shipped'
 	@echo 'make sbom     the bill of materials of what is shipped (CycloneDX)'
+	@echo 'make bundle   nvidiad with its own Python, for hosts without one: dist/*.tar.zst, *.tar.gz, *.raw'
 	@echo 'make deb      the Debian package of what make bundle has made: dist/*.deb'
 	@echo 'make provision  contrib/provision filled in for dist/ (URL=, where these files will be)'
 	@echo 'make image    a container image of what make bundle has made (IMAGE=, BASE=)'
@@ -80,6 +81,11 @@ audit: $(VENV)/.ready $(TOOLS)/.ready
 
 sbom: $(VENV)/.ready
 	$(BIN)/python -m tools.sbom >nvidiad.cdx.json
+
+# Built from nothing each time, as root on Debian 12 or 13. The tree is kept in build/bundle/tree.
+bundle:
+	tools/prepare.sh mmdebstrap debian-archive-keyring squashfs-tools zstd scdoc
+	$(PYTHON) -m tools.bundle
 
 # TREE is what `make bundle` leaves.
 TREE ?= build/bundle/tree

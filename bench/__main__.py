@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from bench.report import Part
 
-LETTERS = ("a", "b", "c", "d", "e")
+LETTERS = ("a", "b", "c", "d", "e", "f")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts that are asked for; targets that are missed are no failure, the figures say it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="a|b|c|d|e", help="parts to measure (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="a|b|c|d|e|f", help="parts to measure (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample as JSON")
     parser.add_argument("--rounds", type=int, default=5, help="(a) fresh machines for each road")
     parser.add_argument("--again", type=int, default=2, help="(a) more times on each machine")
-    parser.add_argument("--repeat", type=int, default=41, help="(b) runs of each command")
+    parser.add_argument("--repeat", type=int, default=41, help="(b, f) runs of each command")
     parser.add_argument("--seconds", type=float, default=180, help="(c) how long the idle daemon is watched")
     parser.add_argument("--boots", type=int, default=5, help="(d) boots of each host")
     parser.add_argument("--nodes", type=int, default=1000, help="(e) nodes of a fleet")
@@ -68,6 +68,10 @@ def _measure(letter: str, options: argparse.Namespace) -> Part:
             from bench import boots
 
             return boots.measure(options.boots, _say)
+        case "f":
+            from bench import bundle
+
+            return bundle.measure(options.repeat, _say)
         case _:
             from bench import fleet
 

@@ -16,6 +16,7 @@ from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.value import Value
 from nvidiad.thought import distribution, refusals
 from nvidiad.thought import pull as pulling
+from nvidiad.world.authorities import context as believing
 from nvidiad.world.lines import Lines
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:
         ),
     }
     if base.startswith("https://"):
-        context = ssl.create_default_context()
+        context = believing()
         # Since Python 3.13 more is asked of an authority than engines ask, which take the same files.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         for authority in sorted(authorities.glob("*.crt")):

@@ -29,7 +29,7 @@ ROOMS = {
     "pyudev": {"world/gpu.py"},
     "structlog": {"world/journal.py"},
     "subprocess": {"world/process.py"},
-    "requests": {"world/dockerd.py"},
+    "requests": {"world/authorities.py", "world/dockerd.py"},
     "urllib3": {"world/dockerd.py", "world/registry.py", "image/world/fetch.py"},
     "cryptography": {"image/world/signing.py", "world/keys.py"},
     "lightkube": {"kubernetes/world/cluster.py"},
@@ -37,9 +37,9 @@ ROOMS = {
 }
 # Programs of their own beside the daemon, with rings of their own.
 COMPANIONS = ("image", "kubernetes")
-# World rooms stand alone, but for those that start programs or handle files and archives, and the parts of
-# one thing.
-WORLD_SHARED = {"process", "files", "tar"}
+# World rooms stand alone, but for those that start programs, handle files or say whom to believe, and
+# the parts of one thing.
+WORLD_SHARED = {"authorities", "process", "files", "tar"}
 WORLD_PARTS = {
     "modules": {"holders", "kernel_log"},
     "mounts": {"kernel_log"},

@@ -14,8 +14,14 @@ CHECKOUT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     str(path.relative_to(CHECKOUT))
     for pattern in (
-        *("tools/*.sh", ".ci/run", "docker/*/install", "docker/*/compile", "docker/*/entry"),
-        *("nvidiad/**/*.sh", "contrib/provision/*.sh", "packaging/debian/pre*"),
+        *(
+            "tools/*.sh",
+            "tools/bundle/*install",
+            ".ci/run",
+            "contrib/provision/*.sh",
+            "packaging/debian/pre*",
+        ),
+        *("docker/*/install", "docker/*/compile", "docker/*/entry", "nvidiad/**/*.sh"),
     )
     for path in CHECKOUT.glob(pattern)
 )

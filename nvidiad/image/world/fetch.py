@@ -18,7 +18,7 @@ from nvidiad.nouns.errors import Code, Permanent, Transient
 from nvidiad.nouns.model import Progress
 from nvidiad.nouns.value import Value
 from nvidiad.thought import refusals
-from nvidiad.world import files
+from nvidiad.world import authorities, files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,7 +190,9 @@ class Downloads:
         if proxy and urllib.request.proxy_bypass(parts.hostname):
             proxy = ""
         if proxy not in self._pools:
-            self._pools[proxy] = _through(proxy) if proxy else urllib3.PoolManager()
+            self._pools[proxy] = (
+                _through(proxy) if proxy else urllib3.PoolManager(ssl_context=authorities.context())
+            )
         return self._pools[proxy]
 
     def _why(self, error: BaseException) -> str:
@@ -209,7 +211,7 @@ class Downloads:
 def _through(proxy: str) -> urllib3.ProxyManager:
     who = urllib3.util.parse_url(proxy).auth
     headers = urllib3.make_headers(proxy_basic_auth=who) if who else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers)
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, ssl_context=authorities.context())
 
 
 class _Cut(Exception):
