@@ -9,7 +9,8 @@ SYSCONFDIR ?= /etc
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom bundle deb provision image install clean
+.PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site bundle deb provision \
+  image install clean
 
 help:
 	@echo 'make demo     show the main job in a virtual machine (needs root on Debian 12 or 13);'
@@ -23,6 +24,9 @@ help:
 	@echo 'make lock     take newer versions of what is shipped into requirements/'
 	@echo 'make audit    ask for known vulnerabilities of what is shipped'
 	@echo 'make sbom     the bill of materials of what is shipped (CycloneDX)'
+	@echo 'make man      write the pages made of nvidiad/codes.toml: nvidiad-codes(7), docs/status.md'
+	@echo 'make completions  write what the shells complete, from the parsers'
+	@echo 'make site     build the documentation as a site, in build/site/html'
 	@echo 'make bundle   nvidiad with its own Python, for hosts without one: dist/*.tar.zst, *.tar.gz, *.raw'
 	@echo 'make deb      the Debian package of what make bundle has made: dist/*.deb'
 	@echo 'make provision  contrib/provision filled in for dist/ (URL=, where these files will be)'
@@ -43,18 +47,24 @@ $(TOOLS)/.ready: requirements/tools.txt
 	$(TOOLS)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/tools.txt
 	touch $@
 
+SITE := $(VENV)/site
+$(SITE)/.ready: requirements/site.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/site.txt
+	touch $@
+
 # DRIVER=real shows it with NVIDIA's own modules, built here.
 DRIVER ?= stand-in
 demo: $(VENV)/.ready
 	$(BIN)/python -m tests.vm.demo --driver $(DRIVER)
 
 # Tools that single tests skip without.
-test: $(VENV)/.ready $(TOOLS)/.ready
-	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod lintian scdoc shellcheck
+test: $(VENV)/.ready $(TOOLS)/.ready $(SITE)/.ready
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod lintian scdoc shellcheck fish zsh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-images: $(VENV)/.ready
-	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck
+	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck fish zsh
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit/image tests/images tests/vm/test_real_driver.py \
 	  tests/host/test_compatibility.py
 
@@ -81,6 +91,18 @@ audit: $(VENV)/.ready $(TOOLS)/.ready
 
 sbom: $(VENV)/.ready
 	$(BIN)/python -m tools.sbom >nvidiad.cdx.json
+
+# Of the standard library only, so that any Python does.
+man:
+	$(PYTHON) -m tools.codes
+
+# Of the parsers, so it needs what nvidiad-image imports.
+completions: $(VENV)/.ready
+	$(BIN)/python -m tools.completions
+
+# SITE_URL=https://... where it will be.
+site: $(SITE)/.ready
+	$(PYTHON) -m tools.site $(abspath $(SITE))/bin/zensical
 
 # Built from nothing each time, as root on Debian 12 or 13. The tree is kept in build/bundle/tree.
 bundle:
@@ -121,6 +143,7 @@ install:
 	  $(DESTDIR)$(PREFIX)/bin/nvidiad-kubernetes
 	tools/install-units.sh "$(DESTDIR)" "$(SYSCONFDIR)" "$(PREFIX)"
 	tools/install-man.sh "$(DESTDIR)$(PREFIX)/share/man"
+	tools/install-completions.sh "$(DESTDIR)$(PREFIX)/share"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from bench.report import Part
 
-LETTERS = ("a", "b", "c", "d", "e", "f")
+LETTERS = ("a", "b", "c", "d", "e", "f", "g")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts that are asked for; targets that are missed are no failure, the figures say it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="a|b|c|d|e|f", help="parts to measure (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="a|b|c|d|e|f|g", help="parts to measure (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample as JSON")
     parser.add_argument("--rounds", type=int, default=5, help="(a) fresh machines for each road")
     parser.add_argument("--again", type=int, default=2, help="(a) more times on each machine")
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=1000, help="(e) nodes of a fleet")
     parser.add_argument("--fleets", type=int, default=3, help="(e) fleets")
     parser.add_argument("--compress", type=float, default=5, help="(e) seconds of a fleet in one of ours")
+    parser.add_argument("--deliveries", type=int, default=3, help="(g) installations in each way")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(LETTERS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
@@ -72,6 +73,10 @@ def _measure(letter: str, options: argparse.Namespace) -> Part:
             from bench import bundle
 
             return bundle.measure(options.repeat, _say)
+        case "g":
+            from bench import delivery
+
+            return delivery.measure(options.deliveries, _say)
         case _:
             from bench import fleet
 

@@ -19,7 +19,8 @@ from nvidiad.nouns.model import Attempt, Memory, UpdateStatus, problem_of
 from nvidiad.nouns.steps import PullImage
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.thought import backoff, distribution, planner, provision, refusals, staging
-from nvidiad.world.repository import CompatibilityLists, Limits, Repository
+from nvidiad.world.places import CompatibilityLists, Registries
+from nvidiad.world.repository import Limits, Repository
 from tests.unit import facts
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ class Node:
                 # Why it is not there may stand in the compatibility list, which this repository has not.
                 with asked() as note:
                     note.missing = True
-                    CompatibilityLists(None, LIMITS, os.uname().machine).unbuildable(self.reference)
+                    lists = CompatibilityLists(Registries(None, {}), LIMITS, os.uname().machine)
+                    lists.unbuildable(self.reference)
                 raise refusals.failure(Code.IMAGE_MISSING, self.reference)
             with asked():
                 document = repository.manifest(digest)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nvidiad.configuration import STATE, last_good_settings, read_and_keep, read_settings, settings_in_force
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.model import Attempt, Memory, Problem, Signatures, problem_of
+from nvidiad.nouns.value import replace
 from nvidiad.verbs.ports import DriverPorts, Ports
 from nvidiad.world.gpu import PciGpus
 from nvidiad.world.host import LinuxHost
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
     from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.model import Progress
+    from nvidiad.nouns.plan import Status
     from nvidiad.rim.daemon import Source
+    from nvidiad.thought.layouts import Kept
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Bus, Log, Vouchers
+    from nvidiad.world.layouts import LocalStores
+    from nvidiad.world.places import Registries
 
 RUNTIME = Path("run/nvidiad")
 # Seconds: of what is asked of a registry beside the image, which is small.
@@ -54,41 +59,39 @@ def driver_ports(settings: Settings, root: Path) -> DriverPorts:
 
 def all_ports(settings: Settings, root: Path, bus: Bus | None) -> Ports:
     """All adapters; without a bus the units are unknown."""
-    from nvidiad.world.images import DockerImages, Timeouts
+    from nvidiad.engines import ChosenImages
     from nvidiad.world.kernels import Kernels
     from nvidiad.world.logind import Logind, NoShutdowns
     from nvidiad.world.notify import Store
     from nvidiad.world.slots import Slots
+    from nvidiad.world.surroundings import LinuxSurroundings
     from nvidiad.world.units import NoUnits, SystemdUnits
     from nvidiad.world.upcoming import NextSystems
     from nvidiad.world.updates import NoUpdates, UpdateEngine
 
-    image, stage = settings.image, settings.stage
-    auth_file = Path(image.auth_file) if image.auth_file else None
+    stage = settings.stage
     return Ports(
         driver=driver_ports(settings, root),
         units=SystemdUnits(bus, configuration=root / "etc/systemd/system") if bus else NoUnits(),
         updates=UpdateEngine(bus) if bus else NoUpdates(),
-        images=DockerImages(
-            f"unix://{settings.engine.socket}",
-            auth_file,
-            Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
-            root=root / settings.install.root.relative_to("/"),
-            bandwidth=stage.bandwidth,
-        ),
-        vouchers=_vouchers(settings, root, auth_file),
-        lists=_Lists(auth_file, image.connect_timeout, image.stall_timeout),
+        images=ChosenImages(settings, root),
+        vouchers=_vouchers(settings, root),
+        lists=_Lists(settings),
         next=NextSystems(root, Slots(root), stage.next_file, stage.next_command),
         shutdowns=Logind(bus, root, Store(os.environ.get("NOTIFY_SOCKET", ""))) if bus else NoShutdowns(),
         kernels=Kernels(root),
+        surroundings=LinuxSurroundings(root),
         activations=activations(root),
     )
 
 
-def _vouchers(settings: Settings, root: Path, auth_file: Path | None) -> Vouchers | None:
+def _vouchers(
+    settings: Settings, root: Path, source: Registries | LocalStores | None = None
+) -> Vouchers | None:
     trust, image = settings.trust, settings.image
     if trust.signatures is Signatures.OFF:
         return None
+    from nvidiad.engines import registries
     from nvidiad.world.registry import Limits
     from nvidiad.world.vouchers import Vouchers
 
@@ -96,24 +99,38 @@ def _vouchers(settings: Settings, root: Path, auth_file: Path | None) -> Voucher
         trust.keys,
         root,
         required=trust.signatures is Signatures.REQUIRE,
-        auth_file=auth_file,
+        registries=source or registries(settings),
         limits=Limits(image.connect_timeout, image.stall_timeout, whole=_BESIDE),
         repository=trust.repository,
     )
 
 
+def _from_file(ports: Ports, settings: Settings, root: Path, what: str, kept: Kept) -> Ports:
+    """As for any image, but for where it and its signatures are: in a directory or a file."""
+    from nvidiad.engines import ChosenImages
+    from nvidiad.world.layouts import LocalStores
+
+    source = LocalStores(what, kept)
+    images = ChosenImages(settings, root, source)
+    return replace(ports, images=images, vouchers=_vouchers(settings, root, source))
+
+
 class _Lists:
     """Compatibility lists; what reads them is imported when an image is missing, and not before."""
 
-    def __init__(self, auth_file: Path | None, connect: float, stall: float) -> None:
-        self._auth_file, self._connect, self._stall = auth_file, connect, stall
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def unbuildable(self, reference: str) -> Entry | None:
-        from nvidiad.world.repository import CompatibilityLists, Limits
+        from nvidiad.engines import registries
+        from nvidiad.world.places import CompatibilityLists
+        from nvidiad.world.registry import Limits
 
         # Asked once per failed attempt, which has a back-off of its own.
-        limits = Limits(self._connect, self._stall, tries=1, whole=_BESIDE)
-        return CompatibilityLists(self._auth_file, limits, os.uname().machine).unbuildable(reference)
+        image = self._settings.image
+        limits = Limits(image.connect_timeout, image.stall_timeout, tries=1, whole=_BESIDE)
+        lists = CompatibilityLists(registries(self._settings), limits, os.uname().machine)
+        return lists.unbuildable(reference)
 
 
 def memories(root: Path) -> MemoryFile:
@@ -191,7 +208,17 @@ def deactivate(configuration: Path, root: Path, log: Log) -> int:
     report = DriverEngine(ports, log, seconds=time.monotonic).execute(plan)
     if plan.problem:
         log.error(plan.problem.sentence, code=str(plan.problem.code), remedy=plan.problem.remedy)
-    return 1 if plan.problem or report.problem else 0
+    if plan.problem or report.problem:
+        return 1
+    if settings.kubernetes.nfd_file:
+        # A daemon that runs sees to that, too; one that was stopped first, to remove nvidiad, does not.
+        from nvidiad.world.features import Features
+
+        try:
+            Features(root).put(settings.kubernetes.nfd_file, None)
+        except Failure as failure:
+            log.warning("the node keeps its labels, proceeding anyway", error=failure.sentence)
+    return 0
 
 
 def _host_is_stopping(root: Path) -> bool:
@@ -224,14 +251,17 @@ def run_daemon(configuration: Path, root: Path) -> int:
 async def _serve(configuration: Path, root: Path, log: Log) -> int:
     import random
     import socket
+    from functools import partial
 
     from nvidiad import __version__
     from nvidiad.rim.board import Board
     from nvidiad.rim.daemon import Daemon, Surroundings
     from nvidiad.rim.server import Server
     from nvidiad.thought import render
+    from nvidiad.verbs.label import Labeller
     from nvidiad.verbs.reconcile import Reconciler
     from nvidiad.world import itself
+    from nvidiad.world.features import Features
     from nvidiad.world.logind import LOCK, Logind
     from nvidiad.world.notify import ServiceManager, inherited
 
@@ -248,6 +278,13 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
             known = cache["last"] = (settings, all_ports(settings, root, bus))
         return known[1]
 
+    labeller = Labeller(Features(root), log)
+
+    def labelled(publish: Callable[[Status], None], status: Status) -> None:
+        """On the worker, which may wait for a disk."""
+        labeller.label(cache["last"][0].kubernetes.nfd_file, status)
+        publish(status)
+
     board = Board(version=__version__, recall=memories(root).read)
     daemon = Daemon(
         Surroundings(
@@ -262,7 +299,7 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
                 now=time.time,
                 seconds=time.monotonic,
                 tell=tell,
-                publish=publish,
+                publish=partial(labelled, publish),
                 stopping=stopping,
             ),
             open_sources=lambda settings: _open_sources(settings, root),
@@ -291,7 +328,8 @@ async def _serve(configuration: Path, root: Path, log: Log) -> int:
 
 
 def _open_sources(settings: Settings, root: Path) -> Sequence[Source]:
-    from nvidiad.thought.planner import watched_units
+    from nvidiad.thought.companions import watched
+    from nvidiad.world import surroundings
     from nvidiad.world.bus import Connection
     from nvidiad.world.filewatch import FileWatch
     from nvidiad.world.gpu import Monitor
@@ -301,10 +339,10 @@ def _open_sources(settings: Settings, root: Path) -> Sequence[Source]:
     from nvidiad.world.upcoming import told_by
 
     return (
-        BusSignals(Connection(), watched_units(settings), unit_path),
+        BusSignals(Connection(), watched(settings), unit_path),
         Monitor(),
         MountWatch(),
-        FileWatch(*told_by(root, settings.stage.next_file)),
+        FileWatch(*told_by(root, settings.stage.next_file), *surroundings.told_by(root)),
     )
 
 
@@ -316,6 +354,7 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     from nvidiad.nouns.manifest import labelled
     from nvidiad.nouns.plan import Plan
     from nvidiad.nouns.steps import InstallTree
+    from nvidiad.thought import layouts
     from nvidiad.thought.trust import pinned
     from nvidiad.verbs.engine import Engine
 
@@ -323,8 +362,11 @@ def install(what: str, configuration: Path, root: Path, log: Log, tell: Callable
     if what.startswith((".", "/")):
         return driver_ports(settings, root).trees.install(Path(what), tell).path
     ports = all_ports(settings, root, None)
+    local = layouts.named(what)
+    if local is not None:
+        ports = _from_file(ports, settings, root, what, local)
     engine = Engine(ports, log, seconds=time.monotonic, tell=tell, modules=settings.driver.modules)
-    what = pinned(what, settings)
+    what = what if local else pinned(what, settings)
     build = labelled(ports.images.labels(what, engine.fetch(what)))
     plan = Plan(f"'{what}' is to be installed", (InstallTree(what, build),))
     report = engine.execute(plan)

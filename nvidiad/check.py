@@ -7,20 +7,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvidiad import app
+from nvidiad import app, beside, engines
 from nvidiad.configuration import read_settings
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.model import Signatures
+from nvidiad.nouns.model import EngineKind, Signatures
 from nvidiad.nouns.value import replace
-from nvidiad.thought import activation, examination, preflight
+from nvidiad.thought import activation, choice, examination, preflight, refusals, surroundings
 from nvidiad.thought import trust as trusting
 from nvidiad.thought.choice import find_tree, wanted
 from nvidiad.thought.preflight import failed, passed, skipped, warned
 from nvidiad.thought.settings import Settings
 from nvidiad.verbs import examine
 from nvidiad.verbs.observer import look_at_driver
-from nvidiad.world import process
 from nvidiad.world.kernels import Kernels
+from nvidiad.world.surroundings import SPECIFICATION, LinuxSurroundings
 
 if TYPE_CHECKING:
     import argparse
@@ -28,13 +28,10 @@ if TYPE_CHECKING:
 
     from nvidiad.nouns.facts import DriverFacts
     from nvidiad.nouns.model import Tree
+    from nvidiad.nouns.surroundings import Surroundings
     from nvidiad.thought.preflight import Check
     from nvidiad.verbs.ports import DriverPorts
 
-_FABRIC_MANAGER = "nv-fabricmanager"
-_HOST_PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/bin")
-# It prints a line and ends; a driver that hangs must not keep a person waiting.
-_VERSION_TIMEOUT = 10.0
 _NOT_ALLOWED = os.strerror(13)
 
 
@@ -59,6 +56,7 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
     yield _daemon(options)
     if settings.configured:
         yield _trust(settings, options.root)
+        yield _engine(settings, options)
     ports = app.driver_ports(settings, options.root)
     try:
         facts = look_at_driver(ports, settings)
@@ -75,6 +73,9 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
     yield from _tree_checks(facts, settings, tree, ports, options.root)
     yield _signature(facts, settings, options.root)
     yield _fabric(facts, settings, tree, options.root)
+    around = LinuxSurroundings(options.root).look(choice.in_force(facts))
+    yield _described(around, settings)
+    yield _nvml(facts, around, options.root)
     yield _space(facts, ports)
     if settings.configured:
         yield _driver(facts, settings)
@@ -143,6 +144,20 @@ def _trust(settings: Settings, root: Path) -> Check:
     return passed(name, f"images {must} be signed by {' or '.join(keys.names)}")
 
 
+def _engine(settings: Settings, options: argparse.Namespace) -> Check:
+    """Who fetches images; whether the one that is there answers is told by connecting to it."""
+    name, chosen = "engine", engines.engine(settings)
+    if str(options.root) != "/":
+        return skipped(name, f"the host below '{options.root}' is looked at from outside")
+    if chosen.kind is not EngineKind.DOCKER:
+        return passed(name, f"nvidiad itself fetches images: {chosen.reason}")
+    why = engines.silence(settings)
+    if why:
+        failure = refusals.unreachable(str(settings.engine.socket), why)
+        return warned(name, failure.code, failure.sentence, failure.remedy)
+    return passed(name, f"Docker fetches images: {chosen.reason}")
+
+
 # ---------------------------------------------------------------------------------------------------
 # What is looked at
 
@@ -194,20 +209,49 @@ def _signature(facts: DriverFacts, settings: Settings, root: Path) -> Check:
 
 
 def _fabric(facts: DriverFacts, settings: Settings, tree: Tree | None, root: Path) -> Check:
-    places = [root / place / _FABRIC_MANAGER for place in _HOST_PROGRAMS]
-    places += [Path(tree.path) / "bin" / _FABRIC_MANAGER] if tree else []
-    here = [path for path in places if os.access(path, os.X_OK)]
-    # Programs of another host's disk are not started on this one.
-    managers = {str(path): _version(path) if str(root) == "/" else "" for path in here}
+    around = LinuxSurroundings(root)
+    if around.managed_switches() and not around.managed():
+        missing = beside.unsupported()
+        return warned(examination.FABRIC, missing.code, missing.sentence, missing.remedy)
+    # The first is the one that would run. Programs of another host's disk are not started on this one.
+    here = beside.managers(tree, root)[:1]
+    managers = {path: beside.told_version(path) if str(root) == "/" else "" for path in here}
     return examination.fabric(facts.gpus, tree.build.driver if tree else settings.driver.version, managers)
 
 
-def _version(program: Path) -> str:
-    try:
-        finished = process.run([str(program), "--version"], timeout=_VERSION_TIMEOUT)
-    except Failure:
-        return ""
-    return examination.told_version(f"{finished.out} {finished.err}")
+def _described(around: Surroundings, settings: Settings) -> Check:
+    name = "cdi"
+    if not settings.cdi.enabled:
+        return skipped(name, "'cdi.enabled' is false")
+    if around.inventory is None:
+        return skipped(name, "no driver is in force that could be described")
+    if problem := around.cdi.problem:
+        return warned(name, problem.code, problem.sentence, problem.remedy)
+    if not surroundings.described(around, settings):
+        remedy = "systemctl reload-or-restart nvidia-cdi.service; journalctl -u nvidia-cdi."
+        return warned(
+            name, Code.CDI_FAILED, f"'/{SPECIFICATION}' is not that of the driver in force", remedy
+        )
+    return passed(
+        name, f"'/{SPECIFICATION}' describes {len(around.inventory.gpus)} GPUs of the driver in force"
+    )
+
+
+def _nvml(facts: DriverFacts, around: Surroundings, root: Path) -> Check:
+    from nvidiad.verbs.surroundings import ask
+    from nvidiad.world.smi import NvidiaSmi
+
+    name = "nvml"
+    if str(root) != "/":
+        return skipped(name, f"the host below '{root}' is looked at from outside")
+    word = ask(around.inventory, facts.gpus, smi=NvidiaSmi())
+    if word is None:
+        return skipped(name, "no driver is in force, or it has no nvidia-smi")
+    problems = [each for each in (word.problem, *(gpu.problem for gpu in word.gpus)) if each]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        return failed(name, problems[0].code, problems[0].sentence + more, problems[0].remedy)
+    return passed(name, "; ".join(f"{gpu.model} at {gpu.address}" for gpu in word.gpus) or "it has no GPU")
 
 
 def _space(facts: DriverFacts, ports: DriverPorts) -> Check:

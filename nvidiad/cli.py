@@ -19,13 +19,7 @@ WAIT = 75
 """Of `reboot-check`, as EX_TEMPFAIL of sysexits.h: not now."""
 # Nothing is missing that this host should have.
 _IN_ORDER = ("ready", "no-gpu", "standing-back")
-
-CONFIGURATION = "/etc/nvidiad/nvidiad.toml"
 _FAST = {"": "off", "--json=off": "off", "--json=short": "short", "--json=pretty": "pretty"}
-
-_EPILOG = """\
-exit status: 0 ready, 1 failure, 2 usage, 3 not running, 4 running but not ready, 75 a reboot is to wait
-See nvidiad(8)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nvidiad.rim.client import SOCKET
 
             return _status(SOCKET, style)
-        if given in (["activate"], ["deactivate"]):
+        if given in (["activate"], ["deactivate"], ["cdi"], ["health"]):
             return _activate_host(given[0])
         return _dispatch(given)
     except KeyboardInterrupt:
@@ -76,6 +70,8 @@ def _dispatch(given: list[str]) -> int:
             return _list(options)
         case "check":
             return _check(options)
+        case "explain":
+            return _explain(options)
         case "install":
             return _install(options)
         case "gc":
@@ -91,49 +87,12 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _parse(given: list[str]) -> argparse.Namespace:
-    import argparse
-    from pathlib import Path
-
-    from nvidiad import __version__
-    from nvidiad.rim.client import SOCKET
-
-    parser = argparse.ArgumentParser(
-        prog="nvidiad",
-        description="Keep the right NVIDIA driver on a host that updates itself.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", choices=("pretty", "short", "off"), default="off", help="print JSON")
-    common.add_argument("--config", type=Path, default=Path(CONFIGURATION), metavar="FILE")
-    common.add_argument(
-        "--root", type=Path, default=Path("/"), metavar="PATH", help="look at the host below PATH"
-    )
-    common.add_argument("--socket", default=SOCKET, metavar="PATH", help=argparse.SUPPRESS)
-    parser.add_argument("--version", action="version", version=f"nvidiad {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, text in (
-        ("status", "say whether the GPU is usable, and if not, why (default)"),
-        ("plan", "say what would be done and why, without the daemon, and do nothing"),
-        ("reconcile", "let the daemon look now, back-off or not"),
-        ("list", "list the trees on this host"),
-        ("check", "say of everything that can be wrong whether it is, and what to do"),
-        ("install", "install a tree from an image or a directory"),
-        ("gc", "remove the trees that nothing needs"),
-        ("reboot-check", "say whether a reboot may go now: exit 0 go, 75 wait"),
-        ("run", "run the daemon (nvidiad.service does)"),
-        ("activate", "bring the driver on disk into force (nvidia.service does)"),
-        ("deactivate", "undo activate"),
-    ):
-        verb = verbs.add_parser(name, help=text, description=text, parents=[common])
-        if name == "install":
-            verb.add_argument("what", metavar="IMAGE|DIRECTORY", help="a directory begins with / or .")
-        if name == "gc":
-            verb.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     # The default verb: options alone are options of `status`.
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
         given = ["status", *given]
-    return parser.parse_args(given)
+    from nvidiad.options import parser
+
+    return parser().parse_args(given)
 
 
 def _status(socket: str, json: str) -> int:
@@ -271,6 +230,19 @@ def _check(options: argparse.Namespace) -> int:
     return OK if examination.in_order(found) else FAILED
 
 
+def _explain(options: argparse.Namespace) -> int:
+    import shutil
+
+    from nvidiad import explain
+
+    width = min(shutil.get_terminal_size().columns, 100)
+    told, faults = explain.answer(options.codes, options.json, width)
+    sys.stdout.write(told)
+    for fault in faults:
+        print(f"nvidiad: {fault}", file=sys.stderr)
+    return USAGE if faults else OK
+
+
 def _install(options: argparse.Namespace) -> int:
     import os
 
@@ -355,20 +327,29 @@ def _reboot_check(options: argparse.Namespace) -> int:
 
 
 def _activate_host(verb: str) -> int:
-    """What nvidia.service runs, on the way to every kubelet start."""
+    """What the units run, on the way to every kubelet start."""
     from pathlib import Path
 
-    return _activate(verb, Path(CONFIGURATION), Path("/"))
+    from nvidiad.configuration import FILE
+
+    return _activate(verb, FILE, Path("/"))
 
 
 def _activate(verb: str, configuration: Path, root: Path) -> int:
     import os
 
-    from nvidiad import app
     from nvidiad.world.journal import PlainLog
 
-    do = app.activate if verb == "activate" else app.deactivate
-    return do(configuration, root, PlainLog(os.environ))
+    log = PlainLog(os.environ)
+    if verb in ("activate", "deactivate"):
+        from nvidiad import app
+
+        return (app.activate if verb == "activate" else app.deactivate)(configuration, root, log)
+    from nvidiad import beside
+
+    return {"cdi": beside.cdi, "health": beside.health, "fabric": beside.fabric}[verb](
+        configuration, root, log
+    )
 
 
 def _print_json(value: object, style: str) -> None:

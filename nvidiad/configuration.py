@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from nvidiad.verbs.ports import Log
 
+FILE = Path("/etc/nvidiad/nvidiad.toml")
 STATE = Path("var/lib/nvidiad")
 
 

@@ -19,3 +19,4 @@ lock() {
 lock runtime "$@" setup.cfg
 lock build "$@" --no-emit-package=colorama requirements/build.in
 lock tools "$@" requirements/tools.in
+lock site "$@" requirements/site.in

@@ -17,7 +17,8 @@ from nvidiad.image.world.upload import upload
 from nvidiad.nouns.errors import Code, Failure, Permanent
 from nvidiad.nouns.value import replace
 from nvidiad.thought import pull
-from nvidiad.world.registry import Limits, credentials
+from nvidiad.world.credentials import credentials
+from nvidiad.world.registry import Limits
 from nvidiad.world.repository import Repository
 
 if TYPE_CHECKING:

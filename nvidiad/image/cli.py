@@ -32,12 +32,12 @@ CHANNELS = {
 }
 _EPILOG = """\
 exit status: 0 done, 1 failure (for prove: not proven; for publish: something is still missing), 2 usage
-See nvidiad-image(8) and docs/images.md."""
+See nvidiad-image(1) and docs/images.md."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     progress = ProgressLine(sys.stderr)
     try:
         from nvidiad.image.world.filesystem import ended_by_sigterm
@@ -69,15 +69,16 @@ def _fail(failure: Failure) -> int:
 # Options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The verbs and their options."""
+    top = argparse.ArgumentParser(
         prog="nvidiad-image",
         description="Build, prove and publish the images that nvidiad pulls.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"nvidiad-image {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    top.add_argument("--version", action="version", version=f"nvidiad-image {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, text: str, run: Verb, *groups: argparse.ArgumentParser) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common(), *groups])
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--list", type=place, metavar="FILE", help="also write the compatibility list there")
     made.add_argument("--accelerator", default="tcg", metavar="NAME", help="of QEMU: tcg or kvm")
     made.add_argument("--jobs", type=int, default=0, metavar="N")
-    return parser
+    return top
 
 
 def _shop(options: argparse.Namespace) -> Shop:

@@ -22,7 +22,8 @@ ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _DESCRIPTION = """\
 Tell FLUO what nvidiad says of this host, by annotations of its node: io.nvidiad/driver-staged=true where
 the label before-reboot asks for it and a reboot may go, io.nvidiad/driver-ready=true where after-reboot asks
-for it and the host is as it should be."""
+for it and the host is as it should be. And take the taint io.nvidiad/driver-not-ready off a node whose
+driver works."""
 _EPILOG = """\
 exit status: 0 told to end, 1 failure, 2 usage; what may pass by itself is tried again
 See docs/kubernetes.md."""

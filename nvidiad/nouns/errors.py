@@ -57,6 +57,8 @@ class Code(StrEnum):
     SYMBOL_MISMATCH = "symbol-mismatch"
     DEPENDENCY_MISSING = "dependency-missing"
     FABRIC_MISSING = "fabric-missing"
+    FABRIC_MISMATCH = "fabric-mismatch"
+    FABRIC_UNSUPPORTED = "fabric-unsupported"
     DRIVER_MISMATCH = "driver-mismatch"
     VERSION_MISMATCH = "version-mismatch"
     DRIVER_TOO_OLD = "driver-too-old"
@@ -70,6 +72,11 @@ class Code(StrEnum):
     UNIT_FAILED = "unit-failed"
     UNIT_MASKED = "unit-masked"
     BUS_LOST = "bus-lost"
+    # beside a driver in force
+    CDI_FAILED = "cdi-failed"
+    NVML_FAILED = "nvml-failed"
+    GPU_LOST = "gpu-lost"
+    GPU_RECOVERY_NEEDED = "gpu-recovery-needed"
     # making images (nvidiad-image)
     RECIPE_INVALID = "recipe-invalid"
     FEED_UNREACHABLE = "feed-unreachable"

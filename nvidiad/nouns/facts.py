@@ -6,12 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.model import ModuleRules
+from nvidiad.nouns.surroundings import Surroundings
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import (
         Attempt,
+        Engine,
         Gpu,
         Holder,
         Library,
@@ -105,8 +107,11 @@ class HostFacts(Value):
     next: NextFacts = NextFacts()
     reboot: RebootFacts | None = None
     """None where there is no logind."""
+    engine: Engine | None = None
+    """Who fetches images, and why that one; None where nobody asked."""
     uptime: float = 0.0
     """Seconds since the host booted, suspended ones too: no clock that somebody sets."""
+    surroundings: Surroundings = Surroundings()
 
     def unit(self, name: str) -> UnitState | None:
         """The state of a unit, None where it was not looked at."""

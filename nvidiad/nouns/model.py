@@ -52,6 +52,22 @@ class Change(StrEnum):
     DRAIN = "drain"
 
 
+class EngineKind(StrEnum):
+    """Who fetches images."""
+
+    AUTO = "auto"
+    DOCKER = "docker"
+    REGISTRY = "registry"
+    """nvidiad itself, straight from the registry."""
+
+
+class Engine(Value):
+    """Who fetches images on this host, and why it is that one."""
+
+    kind: EngineKind
+    reason: str
+
+
 class Phase(StrEnum):
     """The state of the host as a person sees it; computed at every look, never stored."""
 

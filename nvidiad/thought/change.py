@@ -12,6 +12,7 @@ from nvidiad.nouns.steps import StartUnit, StopUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import choice, staging
 from nvidiad.thought.activation import named
+from nvidiad.thought.companions import FABRIC_UNIT, PERSISTENCE_UNIT
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import HostFacts
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from nvidiad.nouns.steps import Step
     from nvidiad.thought.settings import Settings
 
-PERSISTENCE_UNIT = "nvidia-persistenced.service"
 # Nothing tells that a device was closed.
 POLL_SECONDS = 5.0
 _UP = ("active", "activating", "reloading")
@@ -32,7 +32,11 @@ def plan(facts: HostFacts, settings: Settings, memory: Memory, pending: Problem)
     if change is Change.REBOOT or _is_over(facts, settings, memory):
         again = tuple(StartUnit(name, wait=False) for name in memory.stopped)
         return Plan(reason, again, problem=with_holders(pending, facts))
-    mine = [PERSISTENCE_UNIT, *(reversed(settings.units.gated) if change is Change.DRAIN else ())]
+    mine = [
+        FABRIC_UNIT,
+        PERSISTENCE_UNIT,
+        *(reversed(settings.units.gated) if change is Change.DRAIN else ()),
+    ]
     strangers = tuple(holder for holder in facts.holders if holder.unit not in mine)
     problem = Problem(
         Code.MODULE_IN_USE,

@@ -40,6 +40,22 @@ def find_tree(facts: DriverFacts, settings: Settings) -> Tree | None:
     return tree_of(facts, wanted(facts, settings))
 
 
+def in_force(facts: DriverFacts) -> Tree | None:
+    """The tree that `current` names, where it is that of the loaded driver."""
+    module = core(facts)
+    return loaded_tree(facts.trees, facts.current, module.version if module else None)
+
+
+def loaded_tree(trees: tuple[Tree, ...], current: str | None, version: str | None) -> Tree | None:
+    """The current tree, where its driver is the one of that version in the kernel.
+
+    A program in that tree is therefore of the loaded driver: the tree was verified file by file against a
+    manifest of that driver.
+    """
+    tree = next((tree for tree in trees if tree.path == current), None)
+    return tree if tree and version == tree.build.driver else None
+
+
 # Drivers by which a host hands a device on to a guest.
 GUESTS = frozenset({"vfio-pci", "nvgrace_gpu_vfio_pci", "pci-stub", "pciback", "xen-pciback"})
 

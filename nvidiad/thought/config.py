@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import Signatures
 from nvidiad.nouns.value import Value
-from nvidiad.thought import values
+from nvidiad.thought import engines, values
 from nvidiad.thought.settings import (
+    Cdi,
     Cuda,
     Daemon,
     Driver,
     Engine,
     Image,
     Install,
+    Kubernetes,
     Reboot,
     Retention,
     Settings,
@@ -79,6 +81,7 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "repository": values.cuda_repository,
         "tag": values.cuda_tag,
     },
+    "cdi": {"enabled": values.switch},
     "install": {"root": values.path, "exposure": values.exposure},
     "units": {"gated": values.gated, "when-missing": values.hold},
     "stage": {
@@ -99,7 +102,8 @@ _KEYS: Mapping[str, Mapping[str, Callable[[object], object]]] = {
         "trees": values.count(1, 1000),
         "bytes": values.size,
     },
-    "engine": {"socket": values.path},
+    "engine": {"kind": engines.kind, "socket": values.path, "mirrors": engines.mirrors},
+    "kubernetes": {"nfd-file": values.feature_file},
     "daemon": {
         "poll": values.seconds(10, 86400),
         "retry-initial": values.seconds(1, 3600),
@@ -294,12 +298,14 @@ def load(fragments: Sequence[tuple[str, str]]) -> tuple[Settings, tuple[Fault, .
         image=Image(**reading.section("image")),
         trust=Trust(**reading.section("trust")),
         cuda=Cuda(**reading.section("cuda")),
+        cdi=Cdi(**reading.section("cdi")),
         install=Install(**reading.section("install")),
         units=Units(**units),
         stage=Stage(**reading.section("stage")),
         reboot=Reboot(**reading.section("reboot")),
         retention=Retention(**reading.section("retention")),
         engine=Engine(**reading.section("engine")),
+        kubernetes=Kubernetes(**reading.section("kubernetes")),
         daemon=Daemon(**reading.section("daemon")),
     )
     return settings, tuple(reading.faults)

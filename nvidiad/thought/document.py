@@ -6,12 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.steps import step_name
+from nvidiad.thought.surroundings import heard
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import CudaFacts
-    from nvidiad.nouns.model import Memory, Problem, Progress, Tree, UnitState
+    from nvidiad.nouns.model import Gpu, Memory, Problem, Progress, Tree, UnitState
     from nvidiad.nouns.plan import CudaStatus, Plan, Report, Status
     from nvidiad.nouns.steps import Step
+    from nvidiad.nouns.surroundings import Surroundings
     from nvidiad.nouns.upcoming import Stage
 
 SCHEMA = 1
@@ -42,7 +44,9 @@ def document(
         "gpus": [],
         "driver": None,
         "cuda": None,
+        "surroundings": None,
         "exposure": None,
+        "engine": None,
         "units": [],
         "update": None,
         "stages": [],
@@ -75,15 +79,17 @@ def _observed(status: Status, memory: Memory | None) -> Document:
         "problem": _problem(status.problem),
         "os": {"id": host.release.id, "version": host.release.version, "name": host.release.name},
         "kernel": {"release": host.kernel, "lockdown": host.lockdown, "boot_id": host.boot_id},
-        "gpus": [{"address": g.address, "device": g.device, "bound": g.bound} for g in host.gpus],
+        "gpus": [_gpu(gpu, facts.surroundings) for gpu in host.gpus],
         "driver": _driver(status, memory),
         "cuda": status.cuda and _cuda(status.cuda, facts.cuda),
+        "surroundings": _surroundings(facts.surroundings),
         "exposure": {
             "way": str(status.exposure),
             "reason": status.exposure_reason,
             "missing": list(host.linker.missing),
             "first": [{"name": f.name, "path": f.path, "version": f.version} for f in host.linker.first],
         },
+        "engine": facts.engine and {"kind": str(facts.engine.kind), "reason": facts.engine.reason},
         "units": [_unit(unit, gated=unit.name in facts.gates) for unit in facts.units],
         "update": update
         and {"operation": update.operation, "version": update.version, "progress": update.progress},
@@ -113,6 +119,36 @@ def _driver(status: Status, memory: Memory | None) -> Document:
         "nodes_missing": list(host.nodes_missing),
         "holders": [{"pid": h.pid, "command": h.command, "unit": h.unit} for h in status.facts.holders],
         "extensions": list(host.extensions),
+    }
+
+
+def _gpu(gpu: Gpu, around: Surroundings) -> Document:
+    known = (
+        next((g for g in around.inventory.gpus if g.address == gpu.address), None)
+        if around.inventory
+        else None
+    )
+    state = next((g for g in heard(around).gpus if g.address == gpu.address), None)
+    return {
+        "address": gpu.address,
+        "device": gpu.device,
+        "bound": gpu.bound,
+        "model": (known and known.model) or (state and state.model) or None,
+        "uuid": (known and known.uuid) or (state and state.uuid) or None,
+        "problem": _problem(state.problem) if state else None,
+    }
+
+
+def _surroundings(around: Surroundings) -> Document | None:
+    """What stands beside the driver; nothing where none is in force."""
+    if around.inventory is None:
+        return None
+    nvml = heard(around)
+    ours = bool(around.cdi.digest) and around.specification == around.cdi.digest
+    return {
+        "cdi": {"written": ours, "problem": _problem(around.cdi.problem)},
+        "fabric": {"problem": _problem(around.fabric.problem)},
+        "health": {"asked": bool(nvml.of), "problem": _problem(nvml.problem)},
     }
 
 

@@ -107,7 +107,7 @@ def fabric(gpus: Sequence[Gpu], driver: str, managers: Mapping[str, str]) -> Che
         if driver and version and version != driver:
             return failed(
                 FABRIC,
-                Code.VERSION_MISMATCH,
+                Code.FABRIC_MISMATCH,
                 f"'{path}' is of version {version}, and refuses driver {driver}",
                 f"Install the fabric manager of version {driver}.",
             )

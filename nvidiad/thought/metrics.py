@@ -103,7 +103,25 @@ def _states(document: Mapping[str, object]) -> Iterator[Family]:
         "When the phase was entered, where that is known.",
         _some(document.get("since")),
     )
-    yield "nvidiad_gpus", "gauge", "NVIDIA GPUs on the PCI bus.", [({}, len(_objects(document.get("gpus"))))]
+    gpus, beside = _objects(document.get("gpus")), _object(document.get("surroundings"))
+    yield "nvidiad_gpus", "gauge", "NVIDIA GPUs on the PCI bus.", [({}, len(gpus))]
+    asked = _object(beside.get("health")).get("asked") is True
+    yield (
+        "nvidiad_gpu_in_order",
+        "gauge",
+        "Whether NVML had nothing against a GPU when it was asked, after the driver came up.",
+        [
+            ({"address": gpu.get("address"), "uuid": gpu.get("uuid")}, not gpu.get("problem"))
+            for gpu in gpus
+            if asked
+        ],
+    )
+    yield (
+        "nvidiad_cdi_written",
+        "gauge",
+        "Whether the CDI specification of the driver in force is there.",
+        [({}, _object(beside.get("cdi")).get("written") is True)] if beside else [],
+    )
     labels = {key: driver.get(key) for key in ("wanted", "loaded", "product")}
     yield (
         "nvidiad_driver_info",

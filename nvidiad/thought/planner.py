@@ -23,19 +23,29 @@ from nvidiad.nouns.steps import (
     WriteGates,
 )
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, change, choice, cuda, gate, preflight, retention, staging
+from nvidiad.thought import (
+    backoff,
+    change,
+    choice,
+    companions,
+    cuda,
+    gate,
+    preflight,
+    retention,
+    staging,
+    surroundings,
+)
 from nvidiad.thought.activation import FREEING, activate, choose_exposure, is_pending
 from nvidiad.thought.choice import find_tree, wanted
 
 if TYPE_CHECKING:
     from nvidiad.nouns.facts import HostFacts
-    from nvidiad.nouns.model import Memory, UnitState
+    from nvidiad.nouns.model import Memory
     from nvidiad.nouns.steps import Step
     from nvidiad.nouns.upcoming import NextSystem, Stage, Verdict
     from nvidiad.thought.settings import Settings
 
-DRIVER_UNIT = "nvidia.service"
-PERSISTENCE_UNIT = change.PERSISTENCE_UNIT
+DRIVER_UNIT = companions.DRIVER_UNIT
 # What a person cannot hurry: the change is there and waits for the next boot.
 _AFTER_REBOOT = frozenset({Code.DRIVER_MISMATCH, Code.MODULE_IN_USE})
 
@@ -43,11 +53,6 @@ _AFTER_REBOOT = frozenset({Code.DRIVER_MISMATCH, Code.MODULE_IN_USE})
 def reference(facts: HostFacts, settings: Settings) -> str:
     """The image of the wanted build."""
     return staging.reference(wanted(facts.driver, settings), settings)
-
-
-def watched_units(settings: Settings) -> tuple[str, ...]:
-    """The units whose state is part of the facts, in the order in which they start."""
-    return tuple(dict.fromkeys((DRIVER_UNIT, PERSISTENCE_UNIT, *settings.gates)))
 
 
 def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
@@ -69,6 +74,7 @@ def decide(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> 
         wait=min((seconds for seconds in due if seconds is not None), default=None),
     )
     plan = _with_next(plan, facts, settings, memory, now)
+    plan = _with_surroundings(plan, facts, settings, memory, now)
     plan = _with_cuda(plan, facts, settings, memory, now)
     return _with_retention(plan, facts, settings, memory, now)
 
@@ -107,6 +113,8 @@ def retry_key(step: Step, facts: HostFacts, settings: Settings) -> str | None:
             return f"activate {wanted(facts.driver, settings)}"
         case StartUnit(name=name):
             return f"start {name}"
+        case ReloadUnit(name=name):
+            return f"reload {name}"
         case WriteGates():
             return "gates"
         case RenewTree(reference=image):
@@ -153,7 +161,8 @@ def assess(facts: HostFacts, settings: Settings, plan: Plan, *, now: float) -> S
             if unit.load == "masked" or (unit.active == "failed" and unit.name != DRIVER_UNIT)
         )
         + ((cuda.warning(facts.cuda, build, problem),) if build and problem else ())
-        + preflight.warnings(facts.driver, choice.target(facts.driver, settings)),
+        + preflight.warnings(facts.driver, choice.target(facts.driver, settings))
+        + surroundings.warnings(facts, settings),
         usable=phase is Phase.READY or (active and other),
         cuda=CudaStatus(build, cuda.reference(build, settings), problem) if build else None,
     )
@@ -238,6 +247,17 @@ def _ahead(
     return found, stages, said, due
 
 
+def _with_surroundings(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
+    """What containers are told of a driver in force is put right, which no unit waits for."""
+    steps = surroundings.steps(facts, settings)
+    if plan.steps or not steps:
+        return plan
+    seconds = _wait(steps[0], facts, settings, memory, now)
+    if seconds > 0:
+        return replace(plan, wait=seconds if plan.wait is None else min(seconds, plan.wait))
+    return replace(plan, reason="the CDI specification is not that of the driver in force", steps=steps)
+
+
 def _with_retention(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
     """Room is made when everything else is in order: only then it is sure what is needed."""
     phase, _ = _phase(facts, settings, plan)
@@ -300,34 +320,7 @@ def _bring_up_plan(facts: HostFacts, settings: Settings, memory: Memory, now: fl
 
 
 def _start_steps(facts: HostFacts, settings: Settings, memory: Memory) -> tuple[Step, ...]:
-    """Start what is due: the driver's unit, persistence, then the gated units."""
-    stopped = memory.stopped
-    unit = facts.unit(DRIVER_UNIT)
-    if unit is None or unit.job:
-        return ()
-    if unit.active != "active":
-        return (StartUnit(DRIVER_UNIT),)
-    steps: list[Step] = []
-    persistence = facts.unit(PERSISTENCE_UNIT)
-    if facts.driver.gpus and facts.driver.loaded and persistence and _is_due(persistence, unit, stopped):
-        steps.append(StartUnit(PERSISTENCE_UNIT))
-    for name in settings.gates:
-        gated = facts.unit(name)
-        if gated and _is_due(gated, unit, stopped):
-            steps.append(StartUnit(name, wait=False))
-    return tuple(steps)
-
-
-def _is_due(unit: UnitState, driver: UnitState, stopped: tuple[str, ...]) -> bool:
-    """Whether a unit should run and does not only because the driver was late, or was changed.
-
-    Someone who stops it later means it: then it went down after the driver came up.
-    """
-    down = unit.active in ("inactive", "failed") and not unit.job
-    # Its ExecCondition= found no GPU or no driver; a reload of the driver's unit has brought it since.
-    late = driver.changed if unit.result == "exec-condition" else driver.active_enter
-    ours = unit.inactive_enter <= late or unit.name in stopped
-    return unit.load == "loaded" and unit.wanted and down and ours
+    return companions.start(facts, settings, memory.stopped)
 
 
 def _gate_steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.model import Progress
@@ -69,8 +69,13 @@ def _malformed(text: str, why: str) -> Permanent:
 # Credentials
 
 
-def credentials(text: str, source: str, registry: str) -> dict[str, str] | None:
-    """What a docker config.json holds for a registry, as the engine wants it; None if it holds nothing."""
+NOT_FOUND = "credentials not found"
+"""What a credential helper says of a registry that it knows nothing of."""
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _auths(text: str, source: str, registry: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A docker config.json, and its entry for a registry."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -80,10 +85,51 @@ def credentials(text: str, source: str, registry: str) -> dict[str, str] | None:
     entry = next((e for key, e in document.get("auths", {}).items() if _host(key) == _host(registry)), None)
     if entry is not None and not isinstance(entry, dict):
         raise bad_file(source, f"the entry for '{registry}' is not an object")
+    return document, entry or {}
+
+
+def helper(text: str, source: str, registry: str) -> str:
+    """The credential helper that a docker config.json names for a registry, where it has nothing itself."""
+    document, entry = _auths(text, source, registry)
+    helpers = document.get("credHelpers")
+    named = helpers.items() if isinstance(helpers, dict) else ()
+    found = (
+        next((each for key, each in named if _host(key) == _host(registry)), None)
+        or document.get("credsStore")
+        or ""
+    )
+    if entry or not found:
+        return ""
+    # It becomes a part of a program's name.
+    if not isinstance(found, str) or not _HELPER.fullmatch(found):
+        raise bad_file(source, f"the credential helper for '{registry}' is no name")
+    return found
+
+
+def helped(text: str, name: str, source: str, registry: str) -> dict[str, str]:
+    """What a credential helper said, as the engine wants it."""
+    try:
+        said = json.loads(text)
+        user, secret = said["Username"], said["Secret"]
+        f"{user}{secret}".encode()
+    except (ValueError, RecursionError, LookupError, TypeError):
+        user = secret = None
+    if not isinstance(user, str) or not isinstance(secret, str):
+        raise bad_file(source, f"'{name}' did not answer with Username and Secret")
+    if user == "<token>":
+        return {"identitytoken": secret, "serveraddress": registry}
+    return {"username": user, "password": secret, "serveraddress": registry}
+
+
+def server_name(registry: str) -> str:
+    """A registry as clients call it to a credential helper."""
+    return "https://index.docker.io/v1/" if registry == DOCKER_HUB else registry
+
+
+def credentials(text: str, source: str, registry: str) -> dict[str, str] | None:
+    """What a docker config.json holds for a registry, as the engine wants it; None if it holds nothing."""
+    _, entry = _auths(text, source, registry)
     if not entry:
-        helpers = document.get("credHelpers")
-        if document.get("credsStore") or (isinstance(helpers, dict) and registry in helpers):
-            raise bad_file(source, f"it names a credential helper for '{registry}', and nvidiad runs none")
         return None
     fields = {key: value for key, value in entry.items() if isinstance(value, str)}
     try:

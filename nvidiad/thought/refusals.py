@@ -279,7 +279,10 @@ def dotted(version: tuple[int, int]) -> str:
 
 def unreachable(socket: str, why: str) -> Failure:
     sentence = f"the container engine does not answer on '{socket}' ({why})"
-    remedy = "start it (systemctl start docker), or correct engine.socket in the configuration"
+    remedy = (
+        "start it (systemctl start docker), or correct engine.socket in the configuration; "
+        "with engine.kind = 'registry' nvidiad needs none"
+    )
     return Transient(Code.ENGINE_UNREACHABLE, sentence, remedy)
 
 

@@ -142,7 +142,9 @@ def _usable_rows(document: Document, now: float) -> Rows:
     for gpu in _objects(document.get("gpus")):
         bound = _text(gpu.get("bound"))
         words = f"{_text(gpu.get('address'))} [{_text(gpu.get('device'))}], "
-        rows.append(("GPU", words + (f"bound to {bound}" if bound else "not bound")))
+        known = ", ".join(filter(None, (_text(gpu.get("model")), _text(gpu.get("uuid")))))
+        words += f"bound to {bound}" if bound else "not bound"
+        rows.append(("GPU", f"{words}, {known}" if known else words))
     return rows
 
 
@@ -164,6 +166,8 @@ def _driver_rows(document: Document) -> Rows:
         host = f"{_text(release.get('id'))} {_text(release.get('version'))}"
         rows.append(("Wanted", f"{wanted} for {host}, kernel {_text(kernel.get('release'))}"))
         rows += [("Image", image) for image in [_text(driver.get("image"))] if image]
+        if who := _object(document.get("engine")):
+            rows.append(("Fetched by", f"{_text(who.get('kind'))} ({_text(who.get('reason'))})"))
         nodes = _texts(driver.get("nodes_missing"))
         rows += [("No node", ", ".join(nodes))] if nodes else []
     if exposure:

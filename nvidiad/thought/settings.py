@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from nvidiad.nouns.model import Change, Exposure, Signatures
+from nvidiad.nouns.model import Change, EngineKind, Exposure, Signatures
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class Cuda(Value):
     tag: str = "{version}"
 
 
+class Cdi(Value):
+    """The description of the GPUs for container engines."""
+
+    enabled: bool = True
+
+
 class Install(Value):
     root: PurePosixPath = _ROOT
     exposure: Exposure = Exposure.AUTO
@@ -78,7 +84,12 @@ class Units(Value):
 
 
 class Engine(Value):
+    """Who fetches images."""
+
     socket: PurePosixPath = _SOCKET
+    kind: EngineKind = EngineKind.AUTO
+    mirrors: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """URLs by the name of a registry, for what nvidiad itself asks a registry for."""
 
 
 class Stage(Value):
@@ -112,6 +123,12 @@ class Retention(Value):
     """At most so many in all, 0 for no limit."""
 
 
+class Kubernetes(Value):
+    """What a cluster is told of this host, beside what it asks."""
+
+    nfd_file: PurePosixPath | None = None
+
+
 class Daemon(Value):
     poll: float = 300.0
     retry_initial: float = 15.0
@@ -125,12 +142,14 @@ class Settings(Value):
     image: Image = Image()
     trust: Trust = Trust()
     cuda: Cuda = Cuda()
+    cdi: Cdi = Cdi()
     install: Install = Install()
     units: Units = Units()
     stage: Stage = Stage()
     reboot: Reboot = Reboot()
     retention: Retention = Retention()
     engine: Engine = Engine()
+    kubernetes: Kubernetes = Kubernetes()
     daemon: Daemon = Daemon()
 
     @property

@@ -341,6 +341,14 @@ def optional_path(value: object) -> PurePosixPath | None:
     return None if value == "" else path(value)
 
 
+def feature_file(value: object) -> PurePosixPath | None:
+    place = optional_path(value)
+    if place is not None and (place.name.startswith(".") or len(place.parts) < 3):
+        # node-feature-discovery does not read such a name, and nobody would say so.
+        raise expected("a file in a directory, whose name does not begin with a dot", value)
+    return place
+
+
 def command(value: object) -> tuple[str, ...]:
     what = "an array of a program's absolute path and its arguments"
     if not isinstance(value, list) or not all(isinstance(word, str) and "\0" not in word for word in value):
@@ -356,7 +364,10 @@ def hold(value: object) -> bool:
 
 _KINDS = ("service", "target", "socket", "timer", "path", "mount", "automount", "swap", "slice", "scope")
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}", re.ASCII)
-_OWN = ("nvidia.service", "nvidiad.service", "nvidiad.socket", "nvidia-persistenced.service")
+_OWN = (
+    *("nvidia.service", "nvidiad.service", "nvidiad.socket", "nvidia-persistenced.service"),
+    *("nvidia-fabricmanager.service", "nvidia-cdi.service", "nvidia-health.service"),
+)
 # nvidiad needs these to get a driver: made to wait for one, they would wait for ever.
 _NEEDED = (
     *("basic.target", "sysinit.target", "local-fs.target", "network.target", "network-online.target"),

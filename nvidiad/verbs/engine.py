@@ -284,7 +284,7 @@ class Engine(DriverEngine):
         if build.kind is Kind.DRIVER:
             examine.refuse_image(self._ports, labels, build)
         tell = self._report_progress
-        images.install(step.reference, digest, trees.root, tell, gentle=step.gentle)
+        images.install(step.reference, digest, trees, tell, gentle=step.gentle)
         tree = str(naming.tree_path(PurePosixPath(trees.root), build))
         try:
             trees.verify(tree, build)

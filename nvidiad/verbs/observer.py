@@ -10,7 +10,7 @@ from nvidiad.nouns.facts import CudaFacts, DriverFacts, HostFacts, LinkerFacts
 from nvidiad.nouns.model import Kind, ModuleFile, problem_of
 from nvidiad.nouns.upcoming import NextFacts
 from nvidiad.nouns.value import replace
-from nvidiad.thought import activation, choice, cuda, planner, preflight, staging
+from nvidiad.thought import activation, choice, companions, cuda, preflight, staging
 
 if TYPE_CHECKING:
     from nvidiad.nouns.model import Memory, Problem
@@ -82,14 +82,16 @@ def observe(ports: Ports, settings: Settings, memory: Memory | None = None) -> H
     in_the_way = core is not None and core.version != version
     facts = HostFacts(
         driver=driver,
-        units=ports.units.states(planner.watched_units(settings)),
+        units=ports.units.states(companions.watched(settings, driver.gpus)),
         gates=ports.units.gates(),
         activation=last_activation(ports.activations),
         # A scan of all processes: only when someone must be told who is in the way.
         holders=ports.driver.modules.holders() if in_the_way else (),
         cuda=look_at_cuda(ports.driver) if cuda.wanted(settings) else CudaFacts(),
         reboot=ports.shutdowns.facts(),
+        engine=ports.images.engine(),
         uptime=ports.driver.host.uptime(),
+        surroundings=ports.surroundings.look(choice.in_force(driver)),
     )
     remembered = ports.driver.memories.read() if memory is None else memory
     return replace(facts, next=look_ahead(ports, settings, facts, remembered))

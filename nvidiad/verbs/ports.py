@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path, PurePosixPath
 
     from nvidiad.nouns.compatibility import Entry
     from nvidiad.nouns.facts import LinkerFacts, MountFacts
     from nvidiad.nouns.manifest import Manifest
     from nvidiad.nouns.model import (
         Build,
+        Engine,
         Gpu,
         Holder,
         Kind,
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
         UnitState,
         UpdateStatus,
     )
+    from nvidiad.nouns.surroundings import Surroundings as Around
     from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
     from nvidiad.thought.cosign import Seal
+    from nvidiad.thought.layers import Coming, Kept
     from nvidiad.thought.symbols import Imports, Known
 
 
@@ -103,11 +106,17 @@ class Trees(Protocol):
     def verify(self, tree: str, build: Build) -> None: ...
     def verify_file(self, tree: str, path: str) -> None: ...
     def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree: ...
+    def receive(
+        self,
+        coming: Coming,
+        fetch: Callable[[Path], Mapping[str, Kept]],
+        tell: Callable[[Progress], None],
+    ) -> Tree: ...
     def remove(self, tree: str) -> None: ...
 
 
 class Images(Protocol):
-    """The container engine."""
+    """Who fetches images: a container engine, or nvidiad itself."""
 
     def resolve(self, reference: str) -> str: ...
     def pull(
@@ -118,12 +127,18 @@ class Images(Protocol):
         self,
         reference: str,
         digest: str,
-        root: Path,
+        trees: Trees,
         tell: Callable[[Progress], None],
         *,
         gentle: bool = ...,
     ) -> None: ...
     def discard(self, reference: str, digest: str) -> None: ...
+
+
+class ChosenImages(Images, Protocol):
+    """The one of them that is right for this host."""
+
+    def engine(self) -> Engine: ...
 
 
 class Vouchers(Protocol):
@@ -236,6 +251,37 @@ class Shutdowns(Protocol):
     def reboot(self) -> None: ...
 
 
+class FeatureFiles(Protocol):
+    """What node-feature-discovery reads on this host."""
+
+    def put(self, place: PurePosixPath, text: str | None) -> None: ...
+
+
+class Surroundings(Protocol):
+    """What stands beside a driver in force."""
+
+    def look(self, tree: Tree | None) -> Around: ...
+
+
+class Specification(Protocol):
+    """The CDI specification, and NVIDIA's program that makes one."""
+
+    def write(self, text: str) -> None: ...
+    def remove(self) -> None: ...
+    def refuse_another(self) -> None: ...
+    def generator(self) -> str: ...
+    def generate(self, program: str, tree: str) -> str: ...
+    def digest(self, text: str) -> str: ...
+
+
+class Smi(Protocol):
+    """NVIDIA's program that asks NVML."""
+
+    @property
+    def seconds(self) -> float: ...
+    def ask(self, tree: str, arguments: tuple[str, ...]) -> tuple[int, str] | None: ...
+
+
 class Memories(Protocol):
     """The file that survives reboots."""
 
@@ -265,12 +311,13 @@ class Ports(Value):
     driver: DriverPorts
     units: Units
     updates: Updates
-    images: Images
+    images: ChosenImages
     lists: CompatibilityLists
     next: NextSystems
     shutdowns: Shutdowns
     vouchers: Vouchers | None
     """None where nobody looks for signatures."""
     kernels: Kernels
+    surroundings: Surroundings
     activations: Memories
     """What the last activation of this boot left to say, in /run."""

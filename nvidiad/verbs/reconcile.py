@@ -10,7 +10,7 @@ from nvidiad.nouns.errors import Failure
 from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff, cuda, gate, planner, retention
+from nvidiad.thought import backoff, companions, cuda, gate, planner, retention, surroundings
 from nvidiad.verbs.engine import Engine
 from nvidiad.verbs.observer import last_activation, observe
 from nvidiad.verbs.watch import Watch
@@ -32,7 +32,7 @@ _ROUNDS = 10
 # Failures that keep nobody from the GPU: a gate that is not written, a tree that is not removed, logind's.
 _BESIDE = ("gates", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
 # Failures that a driver in force does not end.
-_LASTING = ("start ", "stop ", "gates", "again ", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
+_LASTING = ("start ", "stop ", "reload ", "gates", "again ", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
 
 
 class Reconciler:
@@ -193,6 +193,8 @@ def _due(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
     if not memory.attempts:
         return memory
     over = {"gates"} if set(facts.gates) == set(settings.gates) else set()
+    if surroundings.described(facts.surroundings, settings):
+        over |= {f"start {companions.CDI_UNIT}", f"reload {companions.CDI_UNIT}"}
     wanted = {f"remove {tree.path}" for tree in retention.surplus(facts, settings, memory)}
     left = tuple(
         a

@@ -12,22 +12,20 @@ import re
 import secrets
 import socket
 import threading
-import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from nvidiad.nouns.errors import Failure
 from nvidiad.thought import provision
+from nvidiad.world.pace import Pace
 
 if TYPE_CHECKING:
     from nvidiad.thought.distribution import Document
     from nvidiad.world.registry import Flow
     from nvidiad.world.repository import Repository
 
-_BURST = 0.25
-"""Seconds for which the limit may be saved up."""
-_LARGEST, _SMALLEST = 64 << 10, 4 << 10
+_LARGEST = 64 << 10
 _IDLE = 60
 # Anybody on this host may connect: how long without the name, and how many at most. An engine needs four.
 _STRANGER, _CONNECTIONS = 5, 32
@@ -35,34 +33,6 @@ _PLACE = re.compile(r"/(manifests|blobs)/(sha256:[0-9a-f]{64})")
 _PASSED = ("content-length", "content-range", "content-type", "accept-ranges")
 _REFUSED = 400
 _TLS_HANDSHAKE = b"\x16"
-
-
-class Pace:
-    """So many bytes a second for all who ask together; whoever waits is let go at the end."""
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._changed = threading.Condition()
-        self._free = time.monotonic()
-        self._over = False
-
-    @property
-    def piece(self) -> int:
-        """How much to ask for at a time: ten times a second, but not by the byte."""
-        return max(_SMALLEST, min(_LARGEST, self._rate // 10))
-
-    def take(self, count: int) -> bool:
-        """Wait until so many bytes may go; False where it is all over."""
-        with self._changed:
-            self._free = until = max(self._free, time.monotonic() - _BURST) + count / self._rate
-            while not self._over and (seconds := until - time.monotonic()) > 0:
-                self._changed.wait(seconds)
-            return not self._over
-
-    def end(self) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
 
 
 class Gateway:

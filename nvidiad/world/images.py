@@ -21,6 +21,7 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import provision, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.world import files
+from nvidiad.world.credentials import credentials
 from nvidiad.world.dockerd import Dockerd, Expired, Silent, Timeouts, Unstarted
 from nvidiad.world.seen import place, see, store
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nvidiad.thought.pull import Reference
+    from nvidiad.verbs.ports import Trees
     from nvidiad.world.dockerd import Conversation
     from nvidiad.world.gateway import Gateway
     from nvidiad.world.seen import Seen
@@ -75,7 +77,7 @@ class DockerImages:
         name = pulling.parse_reference(reference)
         if name.digest:
             return name.digest
-        auth = self._credentials(name.registry)
+        auth = credentials(self._auth_file, name.registry)
         with self._engine.talk(reference) as engine:
             try:
                 digest = engine.remote_digest(auth)
@@ -98,7 +100,7 @@ class DockerImages:
             if engine.image(pinned) is not None:
                 tell(Progress("pull-image", "already pulled"))
                 return
-            auth = self._credentials(name.registry)
+            auth = credentials(self._auth_file, name.registry)
             # A gentle pull that ended too early may have left all that is heavy under a name of its own.
             left = provision.begun(provision.held(engine.images()), digest)
             if not left:
@@ -141,7 +143,7 @@ class DockerImages:
         self,
         reference: str,
         digest: str,
-        root: Path,
+        trees: Trees,
         tell: Callable[[Progress], None],
         *,
         gentle: bool = False,
@@ -150,7 +152,7 @@ class DockerImages:
 
         A gentle one gets little of a busy host.
         """
-        pinned = pulling.parse_reference(reference).pinned(digest)
+        pinned, root = pulling.parse_reference(reference).pinned(digest), trees.root
         environment = [] if str(root) == ROOT else [f"NVIDIAD_ROOT={root}"]
         # The name is the lock: whoever is killed here leaves a container that the next one finds by it.
         name = f"nvidiad-install-{digest.removeprefix('sha256:')[:12]}"
@@ -338,17 +340,6 @@ class DockerImages:
         if not engine.answers():
             return refusals.failure(Code.ENGINE_LOST, reference, f"silent for {seconds:g} s")
         return refusals.stalled(layers, seconds, reference)
-
-    def _credentials(self, registry: str) -> dict[str, str] | None:
-        if self._auth_file is None:
-            return None
-        try:
-            text = self._auth_file.read_text()
-        except FileNotFoundError:
-            return None  # the registry says whether it wants any
-        except (OSError, UnicodeDecodeError) as error:
-            raise pulling.bad_file(str(self._auth_file), str(error)) from None
-        return pulling.credentials(text, str(self._auth_file), registry)
 
 
 def _adopt(engine: Conversation, name: str, pinned: str, environment: list[str]) -> str | None:

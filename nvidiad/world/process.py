@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nvidiad.nouns.errors import Code, Permanent, Transient
 from nvidiad.nouns.value import Value
@@ -130,6 +130,14 @@ def failed(finished: Finished) -> str:
         else f"was killed by signal {-finished.returncode}"
     )
     return f"'{quoted(finished.argv)}' {end}" + (f": {finished.said}" if finished.said else "")
+
+
+def become(argv: Sequence[str]) -> NoReturn:
+    """Let a program take the place of this process, with the environment that every program gets."""
+    try:
+        os.execve(argv[0], list(argv), {"PATH": PATH, "LC_ALL": LOCALE})  # noqa: S606
+    except OSError as error:
+        raise Permanent(Code.COMMAND_FAILED, f"cannot start '{quoted(argv)}': {error.strerror}") from error
 
 
 def _start(

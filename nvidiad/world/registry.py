@@ -331,16 +331,3 @@ def _open(base: str, limits: Limits, authorities: Path) -> urllib3.PoolManager:
         proxy_headers=urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(who)) if who else None,
         **settings,
     )
-
-
-def credentials(auth_file: Path | None, registry: str) -> dict[str, str] | None:
-    """What a docker config.json says of a registry; None where it says nothing, or where it is not there."""
-    if auth_file is None:
-        return None
-    try:
-        text = auth_file.read_text()
-    except FileNotFoundError:
-        return None  # the registry says whether it wants any
-    except (OSError, UnicodeDecodeError) as error:
-        raise pulling.bad_file(str(auth_file), str(error)) from None
-    return pulling.credentials(text, str(auth_file), registry)

@@ -10,23 +10,20 @@ import urllib.parse
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from nvidiad.nouns import compatibility
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Progress
 from nvidiad.thought import distribution, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.thought.distribution import Descriptor, Document
-from nvidiad.world import registry
 from nvidiad.world.registry import AT_MOST, AUTHORITIES, Answer, Limits, Registry, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from nvidiad.nouns.compatibility import Entry
     from nvidiad.world.registry import Flow
 
-__all__ = ["CompatibilityLists", "Limits", "Repository"]
+__all__ = ["Limits", "Repository"]
 
 _PIECE = 16 << 20
 # How registries say that they know nothing of referrers.
@@ -313,30 +310,3 @@ def _next_page(answer: Answer) -> str:
 def _named(answer: Answer, document: Document) -> str:
     """The digest that a registry names; few name none."""
     return answer.headers.get("docker-content-digest") or document.digest
-
-
-class CompatibilityLists:
-    """The compatibility lists beside the images that a host asks for."""
-
-    def __init__(self, auth_file: Path | None, limits: Limits, machine: str) -> None:
-        self._auth_file = auth_file
-        self._limits = limits
-        self._machine = machine
-
-    def unbuildable(self, reference: str) -> Entry | None:
-        """What the list says of an image that cannot be built; None where it says nothing of the kind."""
-        name = pulling.parse_reference(reference)
-        auth = registry.credentials(self._auth_file, name.registry)
-        repository = Repository(name.repository, auth, limits=self._limits)
-        try:
-            listed = read_list(repository)
-        finally:
-            repository.close()
-        return listed.unbuildable(name.tag, self._machine) if listed else None
-
-
-def read_list(repository: Repository) -> compatibility.Compatibility | None:
-    """The compatibility list of a repository; None where it has none."""
-    data = repository.artefact(compatibility.TAG, compatibility.MEDIA_TYPE, compatibility.MAX_BYTES)
-    source = f"{repository.name}:{compatibility.TAG}"
-    return None if data is None else compatibility.parse(data.decode(errors="replace"), source)

@@ -14,24 +14,27 @@ from typing import TYPE_CHECKING
 from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns import naming
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.manifest import FileEntry, LinkEntry, Manifest
 from nvidiad.nouns.model import Kind, Progress, Tree
 from nvidiad.world import files, inspection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from nvidiad.nouns.manifest import Manifest
     from nvidiad.nouns.model import Build
+    from nvidiad.thought.layers import Coming, Kept
 
 LOCK = ".lock"
 """Shared with the installer in the image, so that only one of the two lays down a tree at a time."""
 
 STEP = "install-tree"
-BLOCK = 4096
 _IDENTITY = 16
 
 _ASIDE = f".old{naming.PARTIAL}"
 """How the name of a tree ends that is moved aside for another one."""
+
+_LANDED = f".new{naming.PARTIAL}"
+"""How the name of a directory ends in which files of a tree land as they come."""
 
 # What programs look for in ldconfig's cache; libfoo.so and libfoo.so.535.309.01 are not.
 _SONAME = re.compile(r"lib64/(lib[^/]+\.so\.[0-9]+)")
@@ -109,28 +112,58 @@ class Trees:
 
     def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree:
         """Lay the tree in `source` down beside its place, verify, sync and rename it into its place."""
+        from nvidiad.world import laying  # activation, at every boot, has no use for it
+
         text = _manifest_text(source)
         manifest = manifests.parse(text)
         target = Path(naming.tree_path(PurePosixPath(self.root), manifest.build))
         inspection.refuse_faults(str(source), list(inspection.shape_faults(source, manifest, modes=False)))
-        with files.explained(f"installing '{target}'", Code.IMAGE_FAILED):
-            bundle = self._bundle(manifest.kind)
-            files.make_directory(bundle)
-            if target.parent != bundle and target.parent.is_symlink():
-                raise _foreign(target.parent)
-            with self._locked(manifest.kind):
-                self._sweep(manifest.kind)
-                if os.path.lexists(target):
-                    if self._tree(target) is None:
-                        raise _foreign(target)
-                    faults = inspection.faults(target, manifest, lambda _: None)
-                    if _manifest_text(target) == text and not any(faults):
-                        tell(Progress(STEP, f"'{target}' is there already", manifest.size, manifest.size))
-                        return self._complete(target)
-                    if manifest.kind is Kind.DRIVER:
-                        self._refuse_in_use(target)
-                self._check_space(manifest)
-                self._lay_down(source, text, manifest, target, tell)
+        with self._placing(target, manifest.kind):
+            if os.path.lexists(target):
+                faults = inspection.faults(target, manifest, lambda _: None)
+                if _manifest_text(target) == text and not any(faults):
+                    tell(Progress(STEP, f"'{target}' is there already", manifest.size, manifest.size))
+                    return self._complete(target)
+                self._refuse_in_use(target, manifest.kind)
+            self._check_space(manifest.build, laying.needed(manifest), manifest.count)
+            partial = _partial(target)
+            with self._beginning(target):
+                laying.copy(source, partial, text, manifest, tell)
+                counted = laying.counter(f"verifying '{target}'", manifest.size, tell)
+                inspection.refuse_faults(str(partial), list(inspection.faults(partial, manifest, counted)))
+                self._put_in_place(target, manifest, tell)
+        return self._complete(target)
+
+    def receive(
+        self,
+        coming: Coming,
+        fetch: Callable[[Path], Mapping[str, Kept]],
+        tell: Callable[[Progress], None],
+    ) -> Tree:
+        """Lay a tree down as it comes: `fetch` writes files of any names and says what they are.
+
+        What was hashed while it was written is not read again here.
+        """
+        from nvidiad.world import laying  # activation, at every boot, has no use for it
+
+        kind = coming.build.kind
+        target = Path(naming.tree_path(PurePosixPath(self.root), coming.build))
+        with self._placing(target, kind):
+            if os.path.lexists(target):
+                if self._is_whole(target, coming.manifest):
+                    tell(Progress(STEP, f"'{target}' is there already", coming.size, coming.size))
+                    return self._complete(target)
+                self._refuse_in_use(target, kind)
+            self._check_space(coming.build, coming.size + coming.count * laying.BLOCK, coming.count)
+            landed, partial = target.with_name(f".{target.name}{_LANDED}"), _partial(target)
+            with self._beginning(target):
+                files.make_directory(landed)
+                text, manifest, items = laying.received(landed, fetch(landed), coming)
+                laying.give_names(landed, partial, text, manifest, items)
+                files.remove_tree(landed)
+                shape = inspection.shape_faults(partial, manifest, modes=True)
+                inspection.refuse_faults(str(partial), list(shape))
+                self._put_in_place(target, manifest, tell)
         return self._complete(target)
 
     def remove(self, tree: str) -> None:
@@ -253,80 +286,76 @@ class Trees:
         files.fsync_directory(target.parent)
         return True
 
-    def _refuse_in_use(self, target: Path) -> None:
-        if self._loaded() and self.current() == str(target):
+    @contextmanager
+    def _placing(self, target: Path, kind: Kind) -> Iterator[None]:
+        """Under the lock, where this place is ours to lay a tree down in; errors of the disk are told."""
+        bundle = self._bundle(kind)
+        with files.explained(f"installing '{target}'", Code.IMAGE_FAILED):
+            files.make_directory(bundle)
+            if target.parent != bundle and target.parent.is_symlink():
+                raise _foreign(target.parent)
+            with self._locked(kind):
+                self._sweep(kind)
+                if os.path.lexists(target) and self._tree(target) is None:
+                    raise _foreign(target)
+                yield
+
+    @contextmanager
+    def _beginning(self, target: Path) -> Iterator[None]:
+        """With an empty directory to fill, of which nothing is left that has not become a tree."""
+        files.make_directory(target.parent)
+        files.remove_tree(_partial(target))
+        try:
+            files.make_directory(_partial(target))
+            yield
+        finally:
+            # What is there now is the old tree, or what failed; after half of the two renames the old one
+            # comes back.
+            self._sweep(Kind.CUDA if target.parent == self._bundle(Kind.CUDA) else Kind.DRIVER)
+            if target.parent != self._bundle(Kind.CUDA):
+                with files.suppress_oserror(errno.ENOTEMPTY, errno.EEXIST):
+                    target.parent.rmdir()
+
+    def _put_in_place(self, target: Path, manifest: Manifest, tell: Callable[[Progress], None]) -> None:
+        partial = _partial(target)
+        tell(Progress(STEP, f"syncing '{target}'", manifest.size, manifest.size))
+        files.fsync_tree(partial)
+        if not os.path.lexists(target):
+            partial.rename(target)
+        elif not files.exchange(partial, target):
+            target.rename(target.with_name(f".{target.name}{_ASIDE}"))
+            partial.rename(target)
+        files.fsync_directory(target.parent)
+
+    def _is_whole(self, tree: Path, sha256: str) -> bool:
+        """Whether a tree is, file by file, the one of a manifest with this digest."""
+        text = _manifest_text(tree)
+        if hashlib.sha256(text.encode()).hexdigest() != sha256:
+            return False
+        return not any(inspection.faults(tree, manifests.parse(text), lambda _: None))
+
+    def _refuse_in_use(self, target: Path, kind: Kind) -> None:
+        if kind is Kind.DRIVER and self._loaded() and self.current() == str(target):
             raise Permanent(
                 Code.MODULE_IN_USE,
                 f"'{target}' is the tree of the loaded driver and is not replaced by another one",
                 "Stop nvidiad and nvidia.service first (the gated units stop too), or try after a reboot.",
             )
 
-    def _check_space(self, manifest: Manifest) -> None:
-        needed, bundle = _needed(manifest), self._bundle(manifest.kind)
+    def _check_space(self, build: Build, needed: int, count: int) -> None:
+        bundle = self._bundle(build.kind)
         found = os.statvfs(bundle)
         free = found.f_bavail * found.f_frsize
         if free < needed:
+            raise files.disk_full(f"the tree of {build} needs {needed} bytes in '{bundle}', {free} are free")
+        if found.f_files and found.f_favail < count:
             raise files.disk_full(
-                f"the tree of {manifest.build} needs {needed} bytes in '{bundle}', {free} are free"
+                f"the tree of {build} needs {count} inodes in '{bundle}', {found.f_favail} are free"
             )
-        if found.f_files and found.f_favail < manifest.count:
-            raise files.disk_full(
-                f"the tree of {manifest.build} needs {manifest.count} inodes in '{bundle}', "
-                f"{found.f_favail} are free"
-            )
-
-    def _lay_down(
-        self, source: Path, text: str, manifest: Manifest, target: Path, tell: Callable[[Progress], None]
-    ) -> None:
-        partial = _partial(target)
-        files.make_directory(target.parent)
-        files.remove_tree(partial)
-        try:
-            files.make_directory(partial)
-            _copy(source, partial, text, manifest, tell)
-            counted = _counter(f"verifying '{target}'", manifest.size, tell)
-            inspection.refuse_faults(str(partial), list(inspection.faults(partial, manifest, counted)))
-            tell(Progress(STEP, f"syncing '{target}'", manifest.size, manifest.size))
-            files.fsync_tree(partial)
-            if not os.path.lexists(target):
-                partial.rename(target)
-            elif not files.exchange(partial, target):
-                target.rename(target.with_name(f".{target.name}{_ASIDE}"))
-                partial.rename(target)
-            files.fsync_directory(target.parent)
-        finally:
-            # What is there now is the old tree, or what failed; after half of the two renames the old one
-            # comes back.
-            self._sweep(manifest.kind)
 
 
 # ---------------------------------------------------------------------------------------------------
-# Copying and what can go wrong with it.
-
-
-def _copy(
-    source: Path, partial: Path, text: str, manifest: Manifest, tell: Callable[[Progress], None]
-) -> None:
-    counted = _counter(f"copying to '{partial}'", manifest.size, tell)
-    for directory in sorted(manifest.directories()):
-        files.make_directory(partial / directory)
-    for entry in manifest.entries:
-        if isinstance(entry, LinkEntry):
-            (partial / entry.path).symlink_to(entry.target)
-        else:
-            files.copy_file(source / entry.path, partial / entry.path, entry.mode, counted)
-    files.atomic_write(partial / naming.MANIFEST, text)
-
-
-def _counter(detail: str, total: int, tell: Callable[[Progress], None]) -> Callable[[int], None]:
-    done = 0
-
-    def advanced(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(Progress(STEP, detail, done, total))
-
-    return advanced
+# What a manifest on disk says, and what can go wrong with it.
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
@@ -351,11 +380,6 @@ def _manifest_text(tree: Path) -> str:
 
 def _partial(tree: Path) -> Path:
     return Path(naming.partial_path(PurePosixPath(tree)))
-
-
-def _needed(manifest: Manifest) -> int:
-    sizes = [entry.size for entry in manifest.entries if isinstance(entry, FileEntry)]
-    return sum(-(-size // BLOCK) for size in [*sizes, BLOCK]) * BLOCK + len(manifest.directories()) * BLOCK
 
 
 def _foreign(path: Path) -> Permanent:

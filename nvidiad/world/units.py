@@ -27,6 +27,13 @@ GATE = """\
 # Written by nvidiad: this unit waits until the NVIDIA driver is in force; see nvidiad(8).
 [Unit]
 Requires=nvidia.service
+After=nvidia.service nvidia-persistenced.service nvidia-fabricmanager.service nvidia-cdi.service
+"""
+# What earlier versions wrote: taken back where the unit is gated no more.
+_FORMER = """\
+# Written by nvidiad: this unit waits until the NVIDIA driver is in force; see nvidiad(8).
+[Unit]
+Requires=nvidia.service
 After=nvidia.service nvidia-persistenced.service
 """
 # nvidia.service bounds its own start (TimeoutStartSec=); this is for a manager that never answers.
@@ -75,11 +82,11 @@ class SystemdUnits:
 
     def gates(self) -> tuple[str, ...]:
         """Units that have our drop-in, as we would write it."""
-        found = []
-        for file in sorted(self._configuration.glob(f"*.d/{DROP_IN}")):
-            if text(file) == GATE:
-                found.append(file.parent.name.removesuffix(".d"))
-        return tuple(found)
+        return self._having(GATE)
+
+    def _having(self, *texts: str) -> tuple[str, ...]:
+        files = sorted(self._configuration.glob(f"*.d/{DROP_IN}"))
+        return tuple(file.parent.name.removesuffix(".d") for file in files if text(file) in texts)
 
     def write_gates(self, names: tuple[str, ...]) -> None:
         """Gate exactly these units: a drop-in each, none elsewhere, and let systemd read them.
@@ -88,7 +95,7 @@ class SystemdUnits:
         """
         writable = f"Mount '{self._configuration}' writable."
         with explained(f"writing drop-ins below '{self._configuration}'", Code.UNIT_FAILED, writable):
-            for name in self.gates():
+            for name in self._having(GATE, _FORMER):
                 if name not in names:
                     place = self._configuration / f"{name}.d"
                     (place / DROP_IN).unlink()

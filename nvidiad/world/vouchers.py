@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.thought import cosign
-from nvidiad.thought import pull as pulling
-from nvidiad.world import registry
 from nvidiad.world.keys import PublicKeys
-from nvidiad.world.repository import Limits, Repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path, PurePosixPath
 
     from nvidiad.thought.cosign import Seal
+    from nvidiad.world.layouts import LocalStores
+    from nvidiad.world.places import Places, Registries
+    from nvidiad.world.registry import Limits
 
 T = TypeVar("T")
 
@@ -34,14 +34,14 @@ class Vouchers:
         root: Path,
         *,
         required: bool,
-        auth_file: Path | None,
+        registries: Registries | LocalStores,
         limits: Limits,
         repository: str = "",
     ) -> None:
         self.required = required
         """Whether an image without a good signature is refused."""
         self._keys = PublicKeys(keys, root)
-        self._auth_file = auth_file
+        self._registries = registries
         self._limits = limits
         self._repository = repository
         """Where signatures are, where that is not beside the image."""
@@ -53,9 +53,7 @@ class Vouchers:
     def seals(self, reference: str, digest: str) -> Iterator[Seal]:
         """The signatures of an image, one request after the other: mostly the first one is enough."""
         self._keys.read()
-        place = self._repository or pulling.parse_reference(reference).repository
-        auth = registry.credentials(self._auth_file, pulling.parse_reference(f"{place}:tag").registry)
-        with closing(Repository(place, auth, limits=self._limits)) as repository:
+        with closing(self._registries.beside(reference, self._repository, self._limits)) as repository:
             if repository.head(cosign.tag(digest)) is not None:
                 yield from _sealed(repository, cosign.tag(digest))
             signing = [each for each, kind in repository.referrers(digest) if cosign.may_seal(kind)]
@@ -63,7 +61,7 @@ class Vouchers:
                 yield from _sealed(repository, each)
 
 
-def _sealed(repository: Repository, name: str) -> Iterator[Seal]:
+def _sealed(repository: Places, name: str) -> Iterator[Seal]:
     """The signatures of one manifest; one that is damaged vouches for nothing, and hides no other."""
     document = _if_whole(repository.manifest, name)
     if document is None:

@@ -13,14 +13,17 @@ from typing import Any, cast
 from nvidiad.kubernetes.thought import answer
 from nvidiad.nouns import compatibility, manifest
 from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import Build
+from nvidiad.nouns.model import Build, Gpu
 from nvidiad.rim import client, server
 from nvidiad.rim.conversation import Conversation, Limits, Peer
 from nvidiad.thought import (
+    cdi,
     config,
     cosign,
     distribution,
+    fabric,
     gpt,
+    health,
     inhibition,
     kernel_image,
     ldcache,
@@ -29,6 +32,7 @@ from nvidiad.thought import (
     pull,
     refusals,
     slots,
+    surroundings,
     trust,
     wire,
 )
@@ -400,7 +404,36 @@ def trust_of(found: list[cosign.Seal], key: str) -> list[str]:
         return []
 
 
+def cdi_document(data: bytes) -> None:
+    said = text(data)
+    cdi.claims(said)
+    document = cdi.read(said)
+    assert cdi.minimum_version(document) >= "0.3.0"
+    assert cdi.read(cdi.text(document)) == document
+
+
+def left_word(data: bytes) -> None:
+    found = surroundings.decode(text(data))
+    assert surroundings.decode(surroundings.encode(found)) == found
+
+
+def gpu_words(data: bytes) -> None:
+    """What nvidia-smi prints, after its exit status, and what the driver says in /proc."""
+    said = text(data[1:])
+    gpus = (Gpu("0000:01:00.0", "10de:20b5", "nvidia"),)
+    for recovery in (True, False):
+        word = health.read((data or b"\0")[0] % 32, said, recovery=recovery, gpus=gpus, loaded="535.309.01")
+        problems = (word.problem, *(gpu.problem for gpu in word.gpus))
+        plain(*(each.sentence for each in problems if each), *(gpu.model for gpu in word.gpus))
+    found = surroundings.identity("0000:01:00.0", said, 0)
+    assert found.uuid == "" or found.uuid.startswith("GPU-")
+    fabric.configuration(said, "/opt/x")
+
+
 TARGETS = targets(
+    (cdi_document, (ValueError,)),
+    (left_word, (ValueError,)),
+    (gpu_words, ()),
     (signatures, ()),
     (varlink, ()),
     (http, ()),

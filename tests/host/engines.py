@@ -43,6 +43,7 @@ SCRIPT = """
 import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from nvidiad.nouns.errors import Failure
 from nvidiad.world.images import DockerImages, Timeouts
 
@@ -81,7 +82,8 @@ def work():
     if "labels" in task["verbs"]:
         out["labels"] = images.labels(task["reference"], digest)
     if "install" in task["verbs"]:
-        images.install(task["reference"], digest, Path(task["root"]), tell, gentle=task["gentle"])
+        trees = SimpleNamespace(root=Path(task["root"]))
+        images.install(task["reference"], digest, trees, tell, gentle=task["gentle"])
     if "discard" in task["verbs"]:
         images.discard(task["reference"], digest)
 

@@ -35,6 +35,7 @@ NEXT = ("4081.2.0", "6.6.54-flatcar")
 REPOSITORY = "127.0.0.1:5000/nvidia-driver"
 SOCKET = "/run/nvidiad/io.nvidiad"
 UNITS = ("nvidiad.service", "nvidia.service", "nvidia-persistenced.service", "kubelet.service")
+BESIDE = ("nvidia-cdi.service", "nvidia-health.service")
 NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
 # What a test waits for comes by an event, so it does not look at the clock before this is over.
 PATIENCE = 60.0
@@ -99,6 +100,11 @@ def configuration(driver: str = DRIVER, **sections: Mapping[str, object]) -> str
         for name, section in content.items()
     )
     return "".join(f"{line}\n" for table in tables for line in table)
+
+
+def fetched_by(host: Host, engine: str) -> None:
+    """From the next time on that the configuration is read, this is who fetches images."""
+    host.write("/etc/nvidiad/conf.d/10-engine.toml", f'[engine]\nkind = "{engine}"\n')
 
 
 def configure(host: Host, text: str) -> None:
@@ -180,19 +186,23 @@ def publish(
     spoil: Fault | None = None,
     labels: Mapping[str, str] | None = None,
     bulk: int = 0,
+    fabric: str = "",
 ) -> str:
     """Build the image of a stand-in driver and push it to the host's plain registry; the digest."""
     with tempfile.TemporaryDirectory() as made:
-        tree = payload(Path(made), version, kernel, driver=driver, bulk=bulk)
+        tree = payload(Path(made), version, kernel, driver=driver, bulk=bulk, fabric=fabric)
         if spoil is not None:
             builder.spoil(tree, spoil)
         packed = image.image(tree, labels=labels)
     return within(host, lambda: packed.push("http://127.0.0.1:5000", "nvidia-driver", tag(version, driver)))
 
 
-def payload(dest: Path, version: str, kernel: str, *, driver: str = DRIVER, bulk: int = 0) -> Path:
+def payload(
+    dest: Path, version: str, kernel: str, *, driver: str = DRIVER, bulk: int = 0, fabric: str = ""
+) -> Path:
     """The tree of a stand-in driver in a directory of this machine."""
-    return builder.payload(dest, driver=driver, release=("flatcar", version), kernel=kernel, bulk=bulk)
+    release = ("flatcar", version)
+    return builder.payload(dest, driver=driver, release=release, kernel=kernel, bulk=bulk, fabric=fabric)
 
 
 def put_tree(
@@ -306,7 +316,7 @@ def wait_phase(
 def wait_ready(host: Host, seconds: float = PATIENCE) -> dict[str, Any]:
     """Wait until the driver is in force and everything after it runs."""
     document = wait_phase(host, "ready", seconds)
-    wait_units(host, seconds=seconds)
+    wait_units(host, *UNITS, *BESIDE, seconds=seconds)
     return document
 
 
@@ -450,8 +460,13 @@ def end_state(host: Host, *, engine: bool = True) -> dict[str, object]:
             for name, kind in listing(host.path("/etc/systemd/system")).items()
             if ".d/" in name and "nvidia.conf" in name
         },
-        "containers": host.run("docker", "ps", "-aq", check=True).out if engine else "",
+        "containers": host.run("docker", "ps", "-aq", check=True).out if engine and has_engine(host) else "",
     }
+
+
+def has_engine(host: Host) -> bool:
+    """Whether a container engine is on the host."""
+    return host.exists("/run/docker.sock")
 
 
 # What is in the registry is gone, for it as for those who ask it.

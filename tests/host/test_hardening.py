@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 UNITS = CHECKOUT / "units/systemd/system"
 DAEMON, DRIVER, PERSISTENCED = "nvidiad.service", "nvidia.service", "nvidia-persistenced.service"
+CDI, HEALTH, FABRIC = "nvidia-cdi.service", "nvidia-health.service", "nvidia-fabricmanager.service"
+BESIDE = (PERSISTENCED, CDI, HEALTH, FABRIC)
 BITS = {"dac_override": 1, "chown": 0, "fowner": 3, "sys_module": 16, "sys_ptrace": 19, "sys_admin": 21}
 BITS |= {"mknod": 27, "syslog": 34}
 RUNS = re.compile(
@@ -99,25 +101,27 @@ def python(text: str) -> str:
 
 # What somebody may try who has taken over a service, and from which service it must fail.
 ATTEMPTS = {
-    "a packet socket": (python("import socket; socket.socket(17, 3, 0)"), (DAEMON, DRIVER, PERSISTENCED)),
-    "the network": (python("import socket; socket.socket()"), (DRIVER, PERSISTENCED)),
-    "a user namespace": ("unshare -U true", (DAEMON, DRIVER, PERSISTENCED)),
-    "a network namespace": ("unshare -n true", (DAEMON, DRIVER, PERSISTENCED)),
-    "a mount namespace": ("unshare -m true", (DRIVER, PERSISTENCED)),
-    "tracing": ("strace -o /dev/null true", (DAEMON, DRIVER, PERSISTENCED)),
+    "a packet socket": (python("import socket; socket.socket(17, 3, 0)"), (DAEMON, DRIVER, *BESIDE)),
+    "the network": (python("import socket; socket.socket()"), (DRIVER, PERSISTENCED, CDI, HEALTH)),
+    "a user namespace": ("unshare -U true", (DAEMON, DRIVER, *BESIDE)),
+    "a network namespace": ("unshare -n true", (DAEMON, DRIVER, *BESIDE)),
+    "a mount namespace": ("unshare -m true", (DRIVER, *BESIDE)),
+    "tracing": ("strace -o /dev/null true", (DAEMON, DRIVER, *BESIDE)),
     "code in memory": (python("import mmap; mmap.mmap(-1, 4096, prot=7)"), (DAEMON, DRIVER)),
-    "a set-user-ID file": ("touch /run/suid && chmod 4755 /run/suid", (DAEMON, DRIVER, PERSISTENCED)),
-    "a device node": ("rm -f /dev/probe; mknod /dev/probe c 1 3", (DAEMON, PERSISTENCED)),
-    "another's device": (": <>/dev/fuse", (DAEMON, PERSISTENCED)),
-    "another's file": ("touch /run/mine && chown 1 /run/mine", (DAEMON, PERSISTENCED)),
-    "another user": ("setpriv --reuid=1 --clear-groups true", (DAEMON, DRIVER, PERSISTENCED)),
-    "another root": ("chroot / true", (DAEMON, DRIVER, PERSISTENCED)),
+    # Not the daemon: without an engine it lays down trees, with nvidia-modprobe in them.
+    "a set-user-ID file": ("touch /run/suid && chmod 4755 /run/suid", (DRIVER, *BESIDE)),
+    "a device node": ("rm -f /dev/probe; mknod /dev/probe c 1 3", (DAEMON, *BESIDE)),
+    "another's device": (": <>/dev/fuse", (DAEMON, *BESIDE)),
+    "another's file": ("touch /run/mine && chown 1 /run/mine", (DAEMON, *BESIDE)),
+    "another user": ("setpriv --reuid=1 --clear-groups true", (DAEMON, DRIVER, *BESIDE)),
+    "another root": ("chroot / true", (DAEMON, DRIVER, *BESIDE)),
     # Not hostname(1), to which "not implemented" is no failure.
     "the name of the host": (
         python("import socket; socket.sethostname(socket.gethostname())"),
-        (DAEMON, DRIVER, PERSISTENCED),
+        (DAEMON, DRIVER, *BESIDE),
     ),
-    "the OS": ("touch /etc/probe", (PERSISTENCED,)),
+    "the OS": ("touch /etc/probe", BESIDE),
+    "the kernel's settings": ("touch /sys/module/probe", (CDI, HEALTH, FABRIC)),
 }
 
 

@@ -36,7 +36,8 @@ ROWS = (
         "modules",
         "vermagic",
     ),
-    *("symbols", "versions", "dependencies", "modprobe", "signature", "fabric-manager", "space", "driver"),
+    *("symbols", "versions", "dependencies", "modprobe", "signature", "fabric-manager", "cdi", "nvml"),
+    *("space", "driver"),
 )
 # The bed has no kernel of its own: no modules on disk to compare with, none that it needs. Nobody signs.
 SKIPPED = {"trust", "symbols", "modprobe", "fabric-manager"}

@@ -447,6 +447,32 @@ def test_units_named_by_the_configuration_are_gated_and_let_go_again(ready: Host
     host.systemctl("daemon-reload")
 
 
+def test_a_file_labels_the_node_while_its_gpu_can_be_used(ready: Host) -> None:
+    host, place = ready, "/etc/kubernetes/node-feature-discovery/features.d/nvidiad"
+    road.configure(host, road.configuration(kubernetes={"nfd-file": place}))
+    host.wait(lambda: host.exists(place), "the file")
+    lines = host.read(place).splitlines()
+    assert lines[1:] == [
+        "io.nvidiad/ready=true",
+        f"io.nvidiad/driver={road.DRIVER}",
+        f"io.nvidiad/driver-major={road.DRIVER.split('.')[0]}",
+    ]
+    # A node that loses its GPU is no place for pods that want one, whatever the kernel still has loaded.
+    host.gpu_remove()
+    host.wait(lambda: not host.exists(place), "the file is gone")
+    host.gpu_add()
+    host.wait(lambda: host.exists(place), "the file is back")
+    road.configure(host, road.configuration())
+    host.wait(lambda: not host.exists(place), "no file where none is configured")
+    road.configure(host, road.configuration(kubernetes={"nfd-file": place}))
+    host.wait(lambda: host.exists(place), "the file is back again")
+    host.systemctl("stop", "nvidiad.socket", "nvidiad.service")
+    assert host.exists(place)
+    host.systemctl("stop", "nvidia.service")
+    assert not host.exists(place)
+    host.systemctl("start", "nvidiad.socket")
+
+
 def test_a_kubelet_that_gave_up_before_the_driver_was_there_is_started_when_it_is(host: Host) -> None:
     road.install(host)
     host.write("/etc/systemd/system/kubelet.service.d/60-once.conf", "[Service]\nRestart=no\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvidiad.rim.server import INTERFACES, description
-from tests.beds.common import require
+from tests.beds.common import CHECKOUT, require
 from tests.host import road
 from tests.host.bed import NVIDIAD
 from tests.host.machine import RELEASE, Result
@@ -246,6 +246,29 @@ def test_promtool_accepts_the_metrics(ready: Host) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
     assert "nvidiad_ready 1\n" in page
     assert f'wanted="{road.DRIVER}"' in page
+
+
+# Asks nvidiad to act, and prints what it answers.
+ACT = """
+import socket
+with socket.create_connection(("127.0.0.1", 9416), 10) as client:
+    client.sendall(b'{"method": "io.nvidiad.Reconcile"}\\0')
+    print(client.recv(4096).decode())
+"""
+
+
+def test_prometheus_reads_the_metrics_from_a_port_and_nobody_acts_there(ready: Host) -> None:
+    for name in ("nvidiad-metrics.socket", "nvidiad-metrics.service"):
+        ready.put(CHECKOUT / "contrib/prometheus" / name, f"/etc/systemd/system/{name}")
+    ready.systemctl("daemon-reload")
+    ready.systemctl("start", "nvidiad-metrics.socket")
+    page = (
+        ready.run("curl", "-sS", "--fail", "--max-time", "30", "http://127.0.0.1:9416/metrics").check().out
+    )
+    assert "nvidiad_ready 1\n" in page
+    refused = ready.run(ready.python, "-c", ACT).check().out
+    assert "io.nvidiad.NotAuthorized" in refused
+    ready.systemctl("stop", "nvidiad-metrics.socket", "nvidiad-metrics.service")
 
 
 # -- who may what -----------------------------------------------------------------------------------

@@ -217,9 +217,18 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_what_nobody_vouches_for_is_refused_with_the_old_driver_in_force(ready: Host, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *(pytest.param(name, "docker", id=name) for name in WRONG),
+        *(pytest.param(name, "registry", id=f"{name}-registry") for name in ("re-tagged", "swapped layer")),
+    ],
+)
+def test_what_nobody_vouches_for_is_refused_with_the_old_driver_in_force(
+    ready: Host, name: str, engine: str
+) -> None:
     host, wrong = ready, WRONG[name]
+    road.fetched_by(host, engine)
     pids = {unit: road.main_pid(host, unit) for unit in (KUBELET, "nvidia-persistenced.service")}
     opt, calls, since = road.listing(host.path("/opt/nvidia")), len(host.kmod_log()), road.clock(host)
     wrong.prepare(host)

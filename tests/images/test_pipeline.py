@@ -23,7 +23,8 @@ from nvidiad.nouns.entries import FileEntry
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.value import replace
 from nvidiad.thought import distribution
-from nvidiad.world.repository import Repository, read_list
+from nvidiad.world.places import read_list
+from nvidiad.world.repository import Repository
 from tests.images import realdriver, smalldriver
 from tests.images.mirror import BZ2, Mirror, full_disk, small_disk
 from tests.images.shelf import Shelf, shelf

@@ -34,7 +34,8 @@ from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Flavour, Progress
 from nvidiad.nouns.value import replace
 from nvidiad.thought import cosign, distribution, trust
-from nvidiad.world.repository import Limits, Repository, read_list
+from nvidiad.world.places import Registries, read_list
+from nvidiad.world.repository import Limits, Repository
 from nvidiad.world.vouchers import Vouchers
 from tests.beds.common import host_root, require, run_checked
 from tests.images.shelf import Shelf, TokenServer, password, shelf
@@ -422,7 +423,8 @@ def verify(top: Path, image: str, public: str) -> subprocess.CompletedProcess[st
 def vouchers(public: Path, registry: Repository, name: str) -> str:
     """The key that a host finds to vouch for an image."""
     limits = Limits(5, 10, tries=1)
-    found = Vouchers([PurePosixPath(public)], Path("/"), required=True, auth_file=None, limits=limits)
+    keys, asked = [PurePosixPath(public)], Registries(None, {})
+    found = Vouchers(keys, Path("/"), required=True, registries=asked, limits=limits)
     reference, digest = f"{registry.name}:{name}", registry.head(name) or ""
     return trust.signer(reference, digest, found.seals(reference, digest), found.signer)
 

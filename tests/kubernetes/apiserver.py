@@ -154,12 +154,22 @@ class ApiServer:
     def of(self, verb: str, who: str = COMPANION) -> list[Asked]:
         return [one for one in list(self.asked) if (one.verb, one.who) == (verb, who)]
 
+    def taints(self, name: str) -> list[Json]:
+        return list(self.node(name)["spec"].get("taints", []))
+
+    def taint(self, name: str, *taints: Json) -> None:
+        """What a kubelet registers its node with, or somebody else adds."""
+        with self._lock:
+            self._nodes[name]["spec"].setdefault("taints", []).extend(taints)
+            self._changed(name, "MODIFIED")
+
     def add(self, name: str) -> None:
         """A node as a kubelet registers it."""
         with self._lock:
             metadata = {"name": name, "labels": {"kubernetes.io/hostname": name}, "annotations": {}}
             status = {"conditions": [{"type": "Ready", "status": "True"}]}
-            self._nodes[name] = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": status}
+            node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {}, "status": status}
+            self._nodes[name] = node
             self._changed(name, "ADDED")
 
     def remove(self, name: str) -> None:
@@ -253,24 +263,28 @@ class ApiServer:
             return self.node(name)
 
     def patch(self, name: str, patch: Json) -> Json:
-        """A merge patch, of which a companion may touch annotations, and these with a version only."""
+        """A merge patch, of which a companion may touch annotations and taints, with a version only."""
         metadata: Json = patch.get("metadata", {})
-        if set(patch) != {"metadata"}:
-            self.offend(f"a patch of more than metadata: {patch}")
-        if set(metadata) != {"resourceVersion", "annotations"} or not metadata["annotations"]:
+        taints: list[Json] | None = patch.get("spec", {}).get("taints")
+        if set(patch) - {"spec"} != {"metadata"} or ("spec" in patch and set(patch["spec"]) != {"taints"}):
+            self.offend(f"a patch of more than metadata and taints: {patch}")
+        if set(metadata) - {"annotations"} != {"resourceVersion"} or metadata.get("annotations") == {}:
             self.offend(f"a patch of other metadata than annotations with a version: {patch}")
+        noted: Json = metadata.get("annotations", {})
         for hook in self.before_patch[:1]:
             self.before_patch.remove(hook)
             hook()
         with self._lock:
             before = self.get(name)
             self._expect(name, metadata.get("resourceVersion"))
-            for key, value in metadata["annotations"].items():
+            for key, value in noted.items():
                 if not QUALIFIED.fullmatch(key) or not isinstance(value, str | None):
                     raise Refused(422, f"metadata.annotations: Invalid value: {key!r}")
-            merged = self._nodes[name]["metadata"]["annotations"]
-            _merge(merged, metadata["annotations"])
-            if merged != before["metadata"]["annotations"]:
+            _merge(self._nodes[name]["metadata"]["annotations"], noted)
+            if taints is not None:
+                # A list without a key, which a patch of either kind replaces whole.
+                self._nodes[name]["spec"]["taints"] = taints
+            if self.node(name) != before:
                 self._changed(name, "MODIFIED")
             else:
                 self.offend(f"a patch that changes nothing: {patch}")

@@ -185,7 +185,7 @@ def on_node(cluster: Cluster, do: Callable[[NodeObject], Coroutine[Any, Any, obj
 
 ASK: dict[str, Callable[[NodeObject], Coroutine[Any, Any, object]]] = {
     "get": lambda node: node.get(),
-    "patch": lambda node: node.annotate("1", {DRIVER_STAGED: None}),
+    "patch": lambda node: node.change("1", {DRIVER_STAGED: None}),
     "watch": lambda node: node.follow(lambda _: None),
 }
 
@@ -229,5 +229,5 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 def test_an_old_version_is_a_conflict(api: ApiServer, short: Cluster) -> None:
     with pytest.raises(Conflict, match="it has been modified"):
-        on_node(short, lambda node: node.annotate("1", {DRIVER_STAGED: None}))
+        on_node(short, lambda node: node.change("1", {DRIVER_STAGED: None}))
     assert [one.status for one in api.of("patch")] == [409]

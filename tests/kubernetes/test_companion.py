@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nvidiad.kubernetes.thought.answer import DRIVER_READY, DRIVER_STAGED, REASON
+from nvidiad.kubernetes.thought.answer import DRIVER_READY, DRIVER_STAGED, NOT_READY, REASON
 from tests.kubernetes.fluo import AFTER, BEFORE, OK, Agent, Operator
 from tests.kubernetes.stage import NODE, PROGRAM, Companion, wait_for
 
@@ -110,6 +110,49 @@ def test_what_is_left_on_a_node_where_nobody_asks_is_removed(api: ApiServer) -> 
     wait_for("it to be gone", lambda: told(api, DRIVER_STAGED) is None)
     assert told(api, REASON) is None
     assert told(api, "other/note") == "true"
+
+
+# -- a new node --------------------------------------------------------------------------------------------
+
+OURS = {"key": NOT_READY, "effect": "NoSchedule"}
+OTHERS = (
+    {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule", "timeAdded": "2026-11-23T14:00:00Z"},
+    {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"},
+)
+
+
+def test_a_node_keeps_its_startup_taint_until_its_driver_works(
+    api: ApiServer, daemon: Daemon, companion: Companion
+) -> None:
+    daemon.be("converging", "driver 1 is being loaded")
+    # As the kubelet registers it, and the control plane adds to it.
+    api.taint(NODE, OTHERS[0], OURS, OTHERS[1])
+    wait_for("two questions", lambda: daemon.questions >= 2)
+    assert (api.taints(NODE), api.count("patch")) == ([OTHERS[0], OURS, OTHERS[1]], 0)
+
+    # Somebody else changes the taints right before ours goes: theirs is kept.
+    late = {"key": "example.com/maintenance", "effect": "NoExecute"}
+    api.before_patch.append(lambda: api.taint(NODE, late))
+    daemon.be("ready", "driver 1 is in force")
+    wait_for("the taint to be gone", lambda: OURS not in api.taints(NODE))
+    assert api.taints(NODE) == [*OTHERS, late]
+    assert [one.status for one in api.of("patch")] == [409, 200]
+    (body,) = [one.body for one in api.of("patch") if one.status == 200]
+    assert set(body["metadata"]) == {"resourceVersion"}
+    wait_for("a line", lambda: companion.said(f"taint taken off: {NOT_READY}") == 1)
+
+
+@pytest.mark.usefixtures("companion")
+def test_the_taint_and_a_coordinator_are_answered_in_one_patch(api: ApiServer, daemon: Daemon) -> None:
+    daemon.be("converging", "driver 1 is being loaded")
+    api.taint(NODE, OURS)
+    api.edit(NODE, labels={BEFORE: "true"})
+    confirmed(api)
+    assert api.taints(NODE) == [OURS]
+    daemon.be("no-gpu", "there is no NVIDIA GPU")
+    api.edit(NODE, labels={BEFORE: None, AFTER: "true"}, annotations={DRIVER_STAGED: None})
+    confirmed(api, DRIVER_READY)
+    assert api.taints(NODE) == []
 
 
 # -- nvidiad -----------------------------------------------------------------------------------------------

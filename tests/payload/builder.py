@@ -40,7 +40,17 @@ if [ "$version" != "@DRIVER@" ]; then
     echo "NVML library version: @DRIVER@"
     exit 18
 fi
+if [ -e /run/nvidia-smi.said ]; then
+    cat /run/nvidia-smi.said
+    exit "$(cat /run/nvidia-smi.status)"
+fi
 case "$*" in
+    *pci.bus_id*)
+        for gpu in /sys/bus/pci/drivers/nvidia/*:*; do
+            uuid=GPU-5a1d0c3e-0000-4000-8000-000000000001
+            echo "$version, 0000${gpu##*/}, $uuid, None, NVIDIA A100-SXM4-40GB"
+        done
+        ;;
     *--query-gpu=driver_version*) echo "$version" ;;
     *) echo "NVIDIA-SMI @DRIVER@    Driver Version: $version" ;;
 esac
@@ -65,6 +75,32 @@ rm -f "$run/wait" && mkfifo "$run/wait" || exit 1
     while :; do read -r _ <&4; done
 ) &
 echo $! >"$run/nvidia-persistenced.pid"
+"""
+
+_FABRIC = """\
+#!/bin/sh
+# Stands in for NVIDIA's nv-fabricmanager @DRIVER@: forks, makes its socket's place, and ends on SIGTERM.
+if [ "$1" = --version ]; then
+    echo "Fabric Manager version is : @DRIVER@"
+    exit 0
+fi
+run=/run/nvidia-fabricmanager
+cp "$2" "$run/seen.cfg" && mkfifo "$run/wait" || exit 1
+(
+    trap 'exit 0' TERM INT
+    exec 4<>"$run/wait" </dev/null >/dev/null 2>&1
+    while :; do read -r _ <&4; done
+) &
+echo $! >"$run/nv-fabricmanager.pid"
+"""
+
+# As NVIDIA's own begins, with the keys that a tree must change.
+_FABRIC_CONFIGURATION = """\
+# NVIDIA Fabric Manager configuration file (stand-in).
+LOG_LEVEL=4
+DAEMONIZE=1
+STATE_FILE_NAME=/tmp/fabricmanager.state
+TOPOLOGY_FILE_PATH=/usr/share/nvidia/nvswitch
 """
 
 _MODPROBE = """\
@@ -108,11 +144,12 @@ def payload(
     product: str = "",
     bulk: int = 0,
     compiler: str = "gcc (Debian 12.2.0-14) 12.2.0",
+    fabric: str = "",
 ) -> Path:
     """Make `dest`/opt/nvidia/DRIVER/OS-VERSION and give its path; `bulk` is the firmware's size in bytes.
 
     `modules` are real kernel modules by name (nvidia-uvm); without them there are stand-ins that can be read
-    but not loaded, for beds without a kernel of their own.
+    but not loaded, for beds without a kernel of their own. `fabric` is the version of a fabric manager.
     """
     os_id, os_version = release
     tree = dest / "opt/nvidia" / driver / os_version
@@ -120,6 +157,9 @@ def payload(
     _put(tree / "bin/nvidia-smi", _SMI.replace("@DRIVER@", driver).encode(), 0o755)
     _put(tree / "bin/nvidia-persistenced", _PERSISTENCED.replace("@DRIVER@", driver).encode(), 0o755)
     _put(tree / "bin/nvidia-modprobe", _MODPROBE.replace("@DRIVER@", driver).encode(), 0o4755)
+    if fabric:
+        _put(tree / "bin/nv-fabricmanager", _FABRIC.replace("@DRIVER@", fabric).encode(), 0o755)
+        _put(tree / "share/nvidia/nvswitch/fabricmanager.cfg", _FABRIC_CONFIGURATION.encode(), 0o644)
     for name in LIBRARIES:
         text = f"stand-in for NVIDIA's {name} {driver}"
         _put(tree / f"lib64/{name}.so.{driver}", elf.library(f"{name}.so.1", text), 0o755)

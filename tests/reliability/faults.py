@@ -89,11 +89,16 @@ _KILLED = (
     "the_daemon_is_killed_while_it_drains",
     "the_daemon_is_killed_while_it_reboots_the_host",
 )
+_FETCHING = ("pull-image", "install-tree")
 _AHEAD = ("renew-tree", "remove-tree", "raise-delay", "hold-reboot", "release-reboot", "reboot-host")
 
 
 def _killed(step: str) -> Row:
     proofs = tuple(_host("kill", test, rf"_{step}(_|$)") for test in _KILLED)
+    if step in _FETCHING:
+        proofs += (_host("direct", "the_daemon_is_killed_while_it_fetches", rf"_{step}$"),)
+    if step == "install-tree":
+        proofs += (_host("direct", "the_daemon_is_killed_in_the_middle_of_a_stream"),)
     return Row(step, KILL, (), STAYS if step in _AHEAD else KUBELET, LIFE, proofs)
 
 
@@ -103,6 +108,8 @@ def _cut(step: str) -> Row:
     )
     bed = ("", "_where_the_driver_is_in_force", "_at_the_overlay", "_while_it_looks_ahead")
     proofs = (every, *(_host("kill", f"the_power_is_cut{where}", rf"_{step}(_|$)") for where in bed))
+    if step == "install-tree":
+        proofs += (_host("direct", "the_power_is_cut_while_it_fetches"),)
     return Row(step, POWER, (), KUBELET, BOOT, proofs)
 
 
@@ -116,7 +123,10 @@ def _disk(
             (code,) if code else (),
             held,
             heals,
-            (_host("disk_faults", test, f"^{step}-{fault}$"),),
+            (
+                _host("disk_faults", test, f"^{step}-{fault}$"),
+                *([_host("direct", "a_disk_that_takes_nothing", fault)] if step == "install-tree" else []),
+            ),
         )
         for fault, code in codes.items()
     )
@@ -215,14 +225,16 @@ def _cause(subject: str, fault: str, code: Code, name: str) -> Row:
     return _row(subject, fault, code, KUBELET, TRY, _host("failures", test, f"^{name}$"))
 
 
+_LIE = "a_registry_that_is_not_well_is_told_and_the_pull_is_made_when_it_is"
+
+
 def _lie(fault: str, code: Code, name: str) -> Row:
-    test = "a_registry_that_is_not_well_is_told_and_the_pull_is_made_when_it_is"
-    return _row("registry", fault, code, KUBELET, TRY, _host("party_faults", test, f"^{name}$"))
+    return _row("registry", fault, code, KUBELET, TRY, _host("party_faults", _LIE, f"^{name}(-registry)?$"))
 
 
 def _image(fault: str, code: Code, *names: str) -> Row:
     bad = "a_bad_image_is_refused_by_name_and_the_driver_in_force_stays"
-    case = f"^({'|'.join(names)})$"
+    case = f"^({'|'.join(names)})(-registry)?$"
     heals = "as soon as a good image is under the tag, by the next attempt"
     return _row("image", fault, code, STAYS, heals, _host("bad_images", bad, case))
 
@@ -230,7 +242,7 @@ def _image(fault: str, code: Code, *names: str) -> Row:
 def _unvouched(fault: str, code: Code, name: str) -> Row:
     test = "what_nobody_vouches_for_is_refused_with_the_old_driver_in_force"
     heals = "as soon as it is signed by a key of `trust.keys`, by the next attempt"
-    return _row("signature", fault, code, STAYS, heals, _host("trust", test, f"^{name}$"))
+    return _row("signature", fault, code, STAYS, heals, _host("trust", test, f"^{name}(-registry)?$"))
 
 
 BY_PARTY = (
@@ -295,7 +307,46 @@ BY_PARTY = (
     ),
     _lie("forbids it (403)", Code.REGISTRY_AUTH, "403"),
     _cause("registry", "has no such image (404)", Code.IMAGE_MISSING, "(image|repository) missing"),
-    _lie("is asked too often (429, Retry-After)", Code.PULL_FAILED, "429 with Retry-After"),
+    _row(
+        "registry",
+        "is asked too often (429, Retry-After)",
+        Code.PULL_FAILED,
+        KUBELET,
+        TRY,
+        _host("party_faults", _LIE, "^429 with Retry-After$"),
+    ),
+    Row(
+        "registry",
+        "is asked too often by nvidiad (429, Retry-After)",
+        (Code.REGISTRY_UNREACHABLE,),
+        KUBELET,
+        TRY,
+        (_host("party_faults", _LIE, "^429 with Retry-After-registry$"),),
+    ),
+    _row(
+        "registry",
+        "cuts every second connection (no container engine)",
+        None,
+        KUBELET,
+        "what came stays, the rest is asked for (Range)",
+        _host("direct", "a_connection_that_is_cut_is_taken_up_where_it_ended"),
+    ),
+    _row(
+        "registry",
+        "a mirror of it fails, or it itself (no container engine)",
+        None,
+        KUBELET,
+        "the next one is asked",
+        _host("direct", "a_mirror_is_asked_first_and_its_registry_where_it_fails"),
+    ),
+    _row(
+        "registry",
+        "a credential helper gives nothing for it",
+        Code.REGISTRY_AUTH,
+        KUBELET,
+        TRY,
+        _host("direct", "a_credential_helper_says_who_we_are"),
+    ),
     _lie("fails (500, 503)", Code.REGISTRY_UNREACHABLE, "50[03]"),
     _row(
         "registry",
@@ -356,6 +407,7 @@ BY_PARTY = (
         TRY,
         _host("gentle", "an_image_that_the_engine_has_no_room_for_is_not_pulled"),
         _host("gentle", "a_tree_that_the_install_root_has_no_room_for_is_not_pulled"),
+        _host("direct", "a_disk_that_is_too_small_is_told_before_anything_is_fetched"),
     ),
     # -- what is in the image
     _image(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvidiad import check, cli
+from nvidiad import beside, check, cli
 from tests.payload import builder
 from tests.unit import facts as f
 from tests.unit.trees import fake_program, make_tree
@@ -60,7 +60,7 @@ def test_a_host_that_only_has_to_be_brought_up(root: Path, capsys: pytest.Captur
     assert rows["symbols"]["text"] == f"the OS has no modules of kernel '{f.KERNEL}' on disk"
     assert cli.main(["check", f"--root={root}", f"--config={root}/etc/nvidiad.toml"]) == 1
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "18 checks: 12 in order, 1 failed, 5 skipped"
+    assert told[-1] == "21 checks: 12 in order, 1 failed, 8 skipped"
     assert told[-2].strip() == "→ systemctl start nvidia.service; journalctl -u nvidia."
 
 
@@ -165,8 +165,8 @@ def test_a_fabric_manager_of_another_version_is_found_by_asking_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = fake_program(tmp_path / "bin", "nv-fabricmanager", "echo 'Fabric Manager version is : 550.1'")
-    assert check._version(program) == "550.1"
+    assert beside.told_version(str(program)) == "550.1"
     silent = fake_program(tmp_path / "other", "nv-fabricmanager", "exit 1")
-    assert check._version(silent) == ""
-    assert check._version(tmp_path / "absent") == ""
+    assert beside.told_version(str(silent)) == ""
+    assert beside.told_version(str(tmp_path / "absent")) == ""
     assert capsys.readouterr().out == ""

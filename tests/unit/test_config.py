@@ -8,20 +8,31 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvidiad.nouns.model import Exposure, Signatures
+from nvidiad.nouns.model import EngineKind, Exposure, Signatures
 from nvidiad.thought import config
 from nvidiad.thought.config import load
-from nvidiad.thought.settings import Daemon, Driver, Engine, Image, Install, Settings, Trust, Units
+from nvidiad.thought.settings import (
+    Daemon,
+    Driver,
+    Engine,
+    Image,
+    Install,
+    Kubernetes,
+    Settings,
+    Trust,
+    Units,
+)
 
 # A busy machine is no reason to fail.
 # Tables whose keys are free.
-FREE = {"driver.parameters.nvidia-uvm", "trust.pins.r.example/n:1-2"}
+FREE = {"engine.mirrors.registry.example", "driver.parameters.nvidia-uvm", "trust.pins.r.example/n:1-2"}
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHECKOUT = Path(__file__).parents[2]
@@ -57,6 +68,10 @@ gated = ["kubelet.service", "vllm@0.service", "gpu.target"]
 when-missing = "start"
 [engine]
 socket = "/var/run/docker.sock"
+kind = "registry"
+mirrors = { "registry.example" = ["https://mirror.example/copy", "http://10.0.0.5:5000"] }
+[kubernetes]
+nfd-file = "/etc/nfd/features.d/nvidiad"
 [daemon]
 poll = 60
 retry-initial = 2
@@ -124,7 +139,12 @@ def test_every_key() -> None:
         ),
         install=Install(PurePosixPath("/var/lib/nvidiad/root"), Exposure.OVERLAY),
         units=Units(("kubelet.service", "vllm@0.service", "gpu.target"), hold=False),
-        engine=Engine(PurePosixPath("/var/run/docker.sock")),
+        engine=Engine(
+            PurePosixPath("/var/run/docker.sock"),
+            EngineKind.REGISTRY,
+            MappingProxyType({"registry.example": ("https://mirror.example/copy", "http://10.0.0.5:5000")}),
+        ),
+        kubernetes=Kubernetes(PurePosixPath("/etc/nfd/features.d/nvidiad")),
         daemon=Daemon(60.0, 2.0, 30.0),
     )
 
@@ -400,6 +420,23 @@ def test_the_import_is_cheap() -> None:
             id="boolean for a word",
         ),
         pytest.param(
+            "[engine]\nkind = 'podman'\n",
+            "f:2: engine.kind: expected 'auto' or 'docker' or 'registry', found 'podman'",
+            id="unknown engine",
+        ),
+        pytest.param(
+            "[engine.mirrors]\n'registry.example' = ['mirror.example']\n",
+            "f:1: engine.mirrors: expected a URL such as 'https://mirror.example', found 'mirror.example' "
+            "(with https://, or http:// where it has no TLS)",
+            id="mirror without a scheme",
+        ),
+        pytest.param(
+            "[engine]\nmirrors = { registry = ['https://mirror.example'] }\n",
+            "f:2: engine.mirrors: expected the name of a registry such as 'registry.example:5000', "
+            "found 'registry'",
+            id="mirror of nothing",
+        ),
+        pytest.param(
             "[engine]\nsocket = 'unix:///run/docker.sock'\n",
             "f:2: engine.socket: expected an absolute path, found 'unix:///run/docker.sock' "
             "(without 'unix:')",
@@ -418,8 +455,8 @@ def test_the_import_is_cheap() -> None:
         ),
         pytest.param(
             "[zzz]\n",
-            "f:1: zzz: unknown table (there are driver, image, trust, cuda, install, units, "
-            "stage, reboot, retention, engine, daemon)",
+            "f:1: zzz: unknown table (there are driver, image, trust, cuda, cdi, install, units, "
+            "stage, reboot, retention, engine, kubernetes, daemon)",
             id="unknown table",
         ),
         pytest.param(
@@ -514,7 +551,7 @@ def test_all_faults_at_once_each_with_its_place() -> None:
     assert [(fault.file, fault.line, fault.column, fault.key) for fault in faults] == [
         ("a.toml", 4, None, "driver.product"),
         ("a.toml", 23, None, "install.root"),
-        ("a.toml", 31, None, "daemon.pol"),
+        ("a.toml", 33, None, "daemon.pol"),
         ("b.toml", 2, 1, ""),
         ("c.toml", 2, None, "units.gated"),
     ]

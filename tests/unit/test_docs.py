@@ -8,20 +8,29 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from nvidiad import cli
+from nvidiad import cli, explain, options
+from nvidiad.image import cli as image_cli
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.model import Phase
-from nvidiad.thought import config
+from nvidiad.thought import codes, config
 from nvidiad.thought.settings import Settings
+from tools import codes as pages_of_codes
+from tools import words
+
+if TYPE_CHECKING:
+    import argparse
 
 CHECKOUT = Path(__file__).parents[2]
 DOCS = CHECKOUT / "docs"
 README = (CHECKOUT / "README.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
-DAEMON_MAN = (CHECKOUT / "man/nvidiad.8.scd").read_text()
+COMMAND_MAN = (CHECKOUT / "man/nvidiad.1.scd").read_text()
+IMAGE_MAN = (CHECKOUT / "man/nvidiad-image.1.scd").read_text()
+DAEMON_MAN = (CHECKOUT / "man/nvidiad.service.8.scd").read_text()
 CONFIG_MAN = (CHECKOUT / "man/nvidiad.toml.5.scd").read_text()
 MANUALS = sorted((CHECKOUT / "man").glob("*.scd"))
 # What is not the project's own is in a directory whose name begins with a dot, or made by a build.
@@ -113,21 +122,30 @@ def test_every_page_is_linked_from_the_readme_or_from_a_page_that_is() -> None:
 
 
 @pytest.mark.parametrize("code", Code)
-def test_every_code_is_documented(code: Code) -> None:
-    assert f"| `{code}` |" in (DOCS / "status.md").read_text()
-    assert re.search(rf"^\|  {code}$", DAEMON_MAN, re.MULTILINE), f"nvidiad(8) does not explain {code}"
+def test_every_code_is_explained(code: Code) -> None:
+    [said] = [each for each in explain.explanations() if each.code == code]
+    for field in codes.FIELDS:
+        words = getattr(said, field)
+        assert len(words) > 10 and words == words.strip(), f"{code}: {field}"
+        assert "|" not in words and "\n" not in words
+        assert words.count("`") % 2 == 0, f"{code}: {field}"
+    assert not said.meaning.endswith(".") and said.cause.endswith(".") and said.remedy.endswith((".", "?"))
 
 
-def test_no_page_explains_a_code_that_is_not_there() -> None:
-    codes = {str(code) for code in Code}
-    table = re.findall(r"^\|  ([a-z][a-z-]+)$", DAEMON_MAN, re.MULTILINE)
-    assert set(table) == codes
-    assert len(table) == len(codes)
-    status = (DOCS / "status.md").read_text().split("## Problems")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", status, re.MULTILINE)) == codes
+def test_nothing_is_explained_that_is_not_there() -> None:
+    told = [each.code for each in explain.explanations()]
+    assert len(told) == len(set(told))
+    assert set(told) == set(Code)
     short = README.split("\n| code |")[1].split("\n\n")[0]
     first_cells = " ".join(re.findall(r"^\| (.*?) \|", short, re.MULTILINE))
-    assert set(re.findall(r"`([^`]+)`", first_cells)) <= codes
+    assert set(re.findall(r"`([^`]+)`", first_cells)) <= set(told)
+
+
+def test_the_pages_of_codes_are_the_ones_that_are_made() -> None:
+    made = explain.explanations()
+    assert pages_of_codes.MANUAL.read_text() == pages_of_codes.manual(made), "make man"
+    page = pages_of_codes.STATUS.read_text()
+    assert page == pages_of_codes.status(page, made), "make man"
 
 
 @pytest.mark.parametrize("phase", Phase)
@@ -176,23 +194,26 @@ def test_the_defaults_in_the_manual_page_are_those_of_the_settings() -> None:
         assert f"default {', '.join(f'_{number:g}_' for number in numbers)})" in CONFIG_MAN
 
 
-def test_every_verb_and_option_is_in_the_manual_page(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    verbs = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
-    assert {"status", "plan", "install", "activate"} <= set(verbs)
+@pytest.mark.parametrize(
+    ("made", "page"),
+    [(options.parser(), COMMAND_MAN), (image_cli.parser(), IMAGE_MAN)],
+    ids=["nvidiad", "image"],
+)
+def test_every_verb_and_option_is_in_the_manual_page(made: argparse.ArgumentParser, page: str) -> None:
+    verbs = words.verbs(made)
+    assert len(verbs) >= 7
     for verb in verbs:
-        assert re.search(rf"^\*{verb}\*", DAEMON_MAN, re.MULTILINE), f"nvidiad(8) does not explain {verb}"
-        with pytest.raises(SystemExit):
-            cli.main([verb, "--help"])
-        for option in re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE):
-            assert f"*{option}" in DAEMON_MAN, f"nvidiad(8) does not explain {option} of {verb}"
+        assert re.search(rf"^\*{verb.name}\*", page, re.MULTILINE), f"the page does not explain {verb.name}"
+        for option in verb.options:
+            assert re.search(rf"\*{option.name}\b", page), (
+                f"the page does not explain {option.name} of {verb.name}"
+            )
 
 
 def test_every_exit_status_is_in_the_manual_page() -> None:
-    section = DAEMON_MAN.split("# EXIT STATUS")[1].split("\n# ")[0]
-    told = {int(number) for number in re.findall(r"^\*(\d)\*$", section, re.MULTILINE)}
-    assert told == {cli.OK, cli.FAILED, cli.USAGE, cli.NOT_RUNNING, cli.NOT_READY}
+    section = COMMAND_MAN.split("# EXIT STATUS")[1].split("\n# ")[0]
+    told = {int(number) for number in re.findall(r"^\*(\d+)\*$", section, re.MULTILINE)}
+    assert told == {cli.OK, cli.FAILED, cli.USAGE, cli.NOT_RUNNING, cli.NOT_READY, cli.WAIT}
 
 
 def test_every_unit_is_in_the_manual_page() -> None:
@@ -258,14 +279,53 @@ def test_manual_pages_build(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", MANUALS, ids=lambda path: path.stem)
-def test_manual_pages_are_what_the_units_point_to(source: Path) -> None:
-    assert re.match(r"[a-z.-]+\([58]\)\n\n# NAME\n\n\S+ - ", source.read_text())
+def test_manual_pages_say_what_they_are_about(source: Path) -> None:
+    text = source.read_text()
+    assert text.startswith(source.stem[::-1].replace(".", "(", 1)[::-1] + ")\n")
+    assert re.search(r"\n# NAME\n\n\S+ - \S", text)
+    assert text.count("\n```\n") % 2 == 0
+    for line in text.splitlines():
+        assert len(line) <= 140
 
 
-def test_units_point_to_manual_pages_that_exist() -> None:
+def manuals(text: str) -> set[str]:
+    """Pages of ours that a text points to, as they are called on disk."""
+    found = re.findall(r"\b(nvidia[\w.-]*)\*?\((\d)\)", text)
+    return {f"{stem}.{section}" for stem, section in found}
+
+
+def test_manual_pages_that_are_pointed_to_are_installed() -> None:
+    script = (CHECKOUT / "tools/install-man.sh").read_text()
+    aliases = re.search(r"^for name in (.*); do$", script, re.MULTILINE)
+    assert aliases
+    there = {path.stem for path in MANUALS} | set(aliases[1].split())
+    assert {
+        "nvidiad.1",
+        "nvidiad-image.1",
+        "nvidiad.service.8",
+        "nvidiad.toml.5",
+        "nvidiad-codes.7",
+    } <= there
+    kinds = (".md", ".scd", ".py", ".service", ".socket", ".conf", ".sh")
+    pointing = [path for path in own_files() if path.suffix in kinds]
+    for path in pointing:
+        # NVIDIA's own pages are not ours.
+        assert manuals(path.read_text()) - {"nvidia-smi.1", "nvidia-persistenced.1"} <= there, name(path)
+
+
+def test_units_point_to_manual_pages() -> None:
     for path in (CHECKOUT / "units").rglob("*.service"):
-        for stem, section in re.findall(r"man:([\w.-]+)\((\d)\)", path.read_text()):
-            assert (CHECKOUT / f"man/{stem}.{section}.scd").is_file()
+        assert re.search(r"^Documentation=man:nvidiad[\w.]*\(8\)", path.read_text(), re.MULTILINE), name(
+            path
+        )
+
+
+@pytest.mark.skipif(shutil.which("scdoc") is None, reason="scdoc is not installed")
+def test_manual_pages_are_installed_with_their_other_names(tmp_path: Path) -> None:
+    # From where one is, not from where the script is.
+    subprocess.run([CHECKOUT / "tools/install-man.sh", "."], cwd=tmp_path, check=True)
+    assert (tmp_path / "man8/nvidiad.8").read_text() == ".so man8/nvidiad.service.8\n"
+    assert {path.name for path in tmp_path.rglob("*.*")} >= {path.stem for path in MANUALS}
 
 
 # -- nothing of the place where it is made ----------------------------------------------------------------

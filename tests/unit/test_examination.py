@@ -428,11 +428,11 @@ MANAGER = "/usr/bin/nv-fabricmanager"
 FABRIC = {
     "no switch and no manager": ((), {}, State.SKIPPED, ""),
     "no switch, and one that is right": ((), {MANAGER: f.DRIVER}, State.SKIPPED, ""),
-    "no switch, and one of another version": ((), {MANAGER: "535.1"}, State.FAILED, "version-mismatch"),
+    "no switch, and one of another version": ((), {MANAGER: "535.1"}, State.FAILED, "fabric-mismatch"),
     "switches and no manager": (SWITCHES, {}, State.FAILED, "fabric-missing"),
     "switches and the right one": (SWITCHES, {MANAGER: f.DRIVER}, State.PASSED, ""),
     "switches and one that says nothing": (SWITCHES, {MANAGER: ""}, State.PASSED, ""),
-    "switches and another version": (SWITCHES, {MANAGER: "550.1"}, State.FAILED, "version-mismatch"),
+    "switches and another version": (SWITCHES, {MANAGER: "550.1"}, State.FAILED, "fabric-mismatch"),
 }
 
 

@@ -18,7 +18,8 @@ import pytest
 from nvidiad.nouns.errors import Code
 from nvidiad.thought import distribution
 from nvidiad.thought.distribution import Descriptor
-from nvidiad.world.gateway import Gateway, Pace
+from nvidiad.world.gateway import Gateway
+from nvidiad.world.pace import Pace
 from nvidiad.world.registry import Limits
 from nvidiad.world.repository import Repository
 

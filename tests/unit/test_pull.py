@@ -18,6 +18,8 @@ from nvidiad.thought.pull import (
     credentials,
     event_error,
     fetched,
+    helped,
+    helper,
     parse_reference,
     printed,
     progress,
@@ -122,8 +124,6 @@ def test_a_token_stands_for_itself() -> None:
         ('{"auths": {"reg.test": {"auth": "%%"}}}', "base64"),
         (json.dumps({"auths": {"reg.test": {"auth": encoded("nocolon")}}}), "base64 of USER:PASSWORD"),
         ('{"auths": {"reg.test": {"email": "x"}}}', "neither"),
-        ('{"credsStore": "pass", "auths": {"reg.test": {}}}', "credential helper"),
-        ('{"credHelpers": {"reg.test": "ecr-login"}}', "credential helper"),
     ],
 )
 def test_a_bad_credentials_file_is_refused_by_name_and_without_its_secrets(text: str, says: str) -> None:
@@ -133,6 +133,46 @@ def test_a_bad_credentials_file_is_refused_by_name_and_without_its_secrets(text:
     assert says in caught.value.sentence
     assert "/etc/nvidiad/auth.json" in caught.value.sentence
     assert "nocolon" not in caught.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"auths": {"reg.test": {}}}', ""),
+        ('{"credsStore": "pass", "auths": {"reg.test": {}}}', "pass"),
+        ('{"credsStore": "pass"}', "pass"),
+        ('{"credsStore": "pass", "credHelpers": {"https://reg.test/v1/": "ecr-login"}}', "ecr-login"),
+        ('{"credHelpers": {"reg.test:5444": "ecr-login"}}', ""),
+        ('{"credHelpers": {"reg.test": "ecr-login"}, "auths": {"reg.test": {"auth": "eA=="}}}', ""),
+        ('{"credHelpers": []}', ""),
+    ],
+)
+def test_a_helper_is_asked_where_the_file_has_nothing_itself(text: str, expected: str) -> None:
+    assert helper(text, "f", "reg.test") == expected
+
+
+@pytest.mark.parametrize("name", ["../../bin/sh", "a b", "", 5, "-x"])
+def test_a_helper_is_the_end_of_a_programs_name(name: object) -> None:
+    text = json.dumps({"credHelpers": {"reg.test": name}, "credsStore": name or "../x"})
+    with pytest.raises(Permanent) as caught:
+        helper(text, "/etc/nvidiad/auth.json", "reg.test")
+    assert caught.value.code == Code.CONFIG_INVALID
+
+
+def test_what_a_helper_says_is_taken_and_never_shown() -> None:
+    said = json.dumps({"ServerURL": "reg.test", "Username": "user", "Secret": "pw"})
+    assert helped(said, "h", "f", "reg.test") == {
+        "username": "user",
+        "password": "pw",
+        "serveraddress": "reg.test",
+    }
+    token = json.dumps({"Username": "<token>", "Secret": "t"})
+    assert helped(token, "h", "f", "reg.test") == {"identitytoken": "t", "serveraddress": "reg.test"}
+    for bad in ("", "[]", '{"Username": "user", "Secret": 5}', '{"Secret": "hush"}'):
+        with pytest.raises(Permanent) as caught:
+            helped(bad, "docker-credential-x", "/etc/nvidiad/auth.json", "reg.test")
+        assert "docker-credential-x" in caught.value.sentence
+        assert "hush" not in caught.value.sentence
 
 
 # -- progress -----------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from nvidiad.nouns.manifest import FileEntry, Manifest
 from nvidiad.nouns.model import (
     Attempt,
     Build,
+    Engine,
+    EngineKind,
     Flavour,
     Gpu,
     Holder,
@@ -33,6 +35,7 @@ from nvidiad.nouns.model import (
     UpdateStatus,
     problem_of,
 )
+from nvidiad.nouns.surroundings import Surroundings
 from nvidiad.nouns.upcoming import RebootFacts, StagedSystem
 from nvidiad.nouns.value import replace
 from nvidiad.thought import activation
@@ -50,12 +53,14 @@ if TYPE_CHECKING:
     from nvidiad.nouns.compatibility import Compatibility, Entry
     from nvidiad.nouns.plan import Status
     from nvidiad.thought.cosign import Seal
+    from nvidiad.thought.layers import Coming
     from nvidiad.thought.settings import Settings
 
 ROOT = Path("/opt")
 CURRENT = "/opt/nvidia/current"
 REPOSITORY = "registry.example/nvidia-driver"
 PERSISTENCED, KUBELET, DRIVER_UNIT = "nvidia-persistenced.service", "kubelet.service", "nvidia.service"
+BESIDE = (PERSISTENCED, "nvidia-cdi.service", "nvidia-health.service")
 NAMES = ("nvidia", "nvidia_modeset", "nvidia_uvm")
 NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-uvm")
 
@@ -313,6 +318,7 @@ class World:
             next=_Next(self),
             shutdowns=_Shutdowns(self),
             kernels=_Kernels(self),
+            surroundings=_Surroundings(self),
             activations=_Memories(self, "activation"),
         )
 
@@ -422,7 +428,8 @@ class World:
         failure = self.activate()
         self.set_unit(DRIVER_UNIT, "failed" if failure else "active", "exit-code" if failure else "success")
         if failure is None and self.gpus and self.volatile.loaded:
-            self.set_unit(PERSISTENCED, "active")
+            for name in BESIDE:
+                self.set_unit(name, "active")
         return failure
 
     def boot(self, release: str = "", kernel: str = "") -> None:
@@ -529,6 +536,9 @@ class _Trees(_Part):
     def install(self, source: Path, tell: Callable[[Progress], None]) -> Tree:
         raise NotImplementedError
 
+    def receive(self, coming: Coming, fetch: object, tell: Callable[[Progress], None]) -> Tree:
+        raise NotImplementedError
+
     def remove(self, tree: str) -> None:
         if tree == self.world.disk.current:
             raise Permanent(Code.INTERNAL, f"'{tree}' is current")
@@ -538,6 +548,9 @@ class _Trees(_Part):
 
 
 class _Images(_Part):
+    def engine(self) -> Engine:
+        return Engine(EngineKind.DOCKER, "its socket '/run/docker.sock' is there")
+
     def _ask(self) -> None:
         if self.world.refusal is not None:
             raise self.world.refusal
@@ -573,7 +586,7 @@ class _Images(_Part):
         self,
         reference: str,
         digest: str,
-        root: Path,
+        trees: object,
         tell: Callable[[Progress], None],
         *,
         gentle: bool = False,
@@ -838,6 +851,11 @@ class _Shutdowns(_Part):
 
     def reboot(self) -> None:
         self.world.effect("reboot", lambda: setattr(self.world.volatile, "rebooted", True))
+
+
+class _Surroundings(_Part):
+    def look(self, tree: Tree | None) -> Surroundings:
+        return Surroundings()
 
 
 class _Memories(_Part):

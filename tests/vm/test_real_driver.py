@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.payload import cdi
 from tests.vm import demo, product, real, road, states
 from tests.vm.machine import Frozen, Machine
 
@@ -65,7 +67,8 @@ def come_into_force(vm: Machine) -> None:
     vm.wait_unit("kubelet.service")
     vm.plug()
     document = road.wait_phase(vm, "ready", 400)
-    assert document["gpus"] == [{"address": real.CARD, "device": "10de:20b5", "bound": "nvidia"}]
+    (gpu,) = document["gpus"]
+    assert (gpu["address"], gpu["device"], gpu["bound"]) == (real.CARD, "10de:20b5", "nvidia")
     assert document["driver"]["current"] == real.TREE
     vm.wait_unit("nvidia-persistenced.service")
 
@@ -98,6 +101,17 @@ def test_the_driver_says_its_version_everywhere(vm: Machine) -> None:
     smi = vm.run(f"{real.CURRENT}/bin/nvidia-smi")
     assert (smi.rc, smi.out.strip()) == (6, "No devices were found")
     assert vm.output(f"{real.CURRENT}/bin/nvidia-smi -h").splitlines()[0].endswith(f"v{real.DRIVER}")
+    # What nvidiad asked NVIDIA's own nvidia-smi of itself, and what the driver calls the card.
+    document = road.wait_status(vm, lambda said: bool(said["gpus"][0]["problem"]), "NVML's word on the card")
+    (gpu,) = document["gpus"]
+    assert (gpu["problem"]["code"], "A100" in gpu["model"], gpu["uuid"]) == ("gpu-lost", True, None)
+    assert document["phase"] == "ready" and "gpu-lost" in vm.run(f"{road.NVIDIAD} check").out
+    assert vm.output("systemctl is-active nvidia-cdi") == "active"
+    described = json.loads(vm.output("cat /run/cdi/nvidia.yaml"))
+    cdi.validate(described)
+    mounts = {m["containerPath"]: m["hostPath"] for m in described["containerEdits"]["mounts"]}
+    assert mounts["/usr/lib64/libcuda.so.1"] == f"{real.TREE}/lib64/libcuda.so.{real.DRIVER}"
+    vm.run(f"ls {' '.join(mounts.values())}", check=True)
     # A node that opens has a driver behind it; nvidia0 would have to start the GPU.
     vm.run("true </dev/nvidiactl && test -c /dev/nvidia0 && test -c /dev/nvidia-uvm", check=True)
 

@@ -18,6 +18,8 @@ class Node(Value):
     """Its resourceVersion: another one after every change, whoever made it."""
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    taints: tuple[Mapping[str, object], ...] = ()
+    """As they are on the node: what is not ours goes back unchanged."""
 
 
 class Said(Value):

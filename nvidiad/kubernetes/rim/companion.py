@@ -28,7 +28,12 @@ class NodeObject(Protocol):
 
     async def follow(self, tell: Callable[[Node | None], None]) -> None: ...
     async def get(self) -> Node: ...
-    async def annotate(self, version: str, changes: Mapping[str, str | None]) -> Node: ...
+    async def change(
+        self,
+        version: str,
+        annotations: Mapping[str, str | None],
+        taints: tuple[Mapping[str, object], ...] | None,
+    ) -> Node: ...
 
 
 class Cluster(Protocol):
@@ -111,32 +116,36 @@ class Companion:
 
     async def _wait(self) -> None:
         """Until the node changes, the watch ends, or nvidiad is to be asked again."""
-        asked = self._node is not None and answer.is_asked(self._node)
+        waiting = self._node is not None and _is_waiting(self._node)
         try:
             # Without a question the watch is the limit, which has one of its own.
-            async with asyncio.timeout(self._pace.poll if asked else None):
+            async with asyncio.timeout(self._pace.poll if waiting else None):
                 await self._news.wait()
         except TimeoutError:
             return
 
     async def _answer(self, node: NodeObject) -> None:
-        """Bring the annotations up to date, on a version of the node for which they are right."""
+        """Bring annotations and taints up to date, on a version of the node for which they are right."""
         known = self._node
         for _ in range(_TRIES):
             if known is None:
                 return
-            said = await self._hear() if answer.is_asked(known) else None
-            changes = answer.changes(known, said)
-            if not changes:
+            said = await self._hear() if _is_waiting(known) else None
+            changes, taints = answer.changes(known, said), answer.taints(known, said)
+            if not changes and taints is None:
                 self._at_peace()
                 return
             try:
-                changed = await node.annotate(known.version, changes)
+                changed = await node.change(known.version, changes, taints)
             except Conflict:
                 known = await node.get()
                 continue
             self._at_peace()
             self._tell(changes, said)
+            if taints is not None and said is not None:
+                self._log.info(
+                    "taint taken off", what=answer.NOT_READY, node=self._name, reason=said.summary
+                )
             if self._node is known:
                 self._node = changed
             return
@@ -180,3 +189,8 @@ class Companion:
     def _settle(self, about: str, event: str) -> None:
         if self._told.pop(about, None) is not None:
             self._log.info(event, node=self._name)
+
+
+def _is_waiting(node: Node) -> bool:
+    """Whether somebody waits for what nvidiad says of this node: a coordinator, or the scheduler."""
+    return answer.is_asked(node) or answer.is_tainted(node)

@@ -11,6 +11,8 @@ from nvidiad.nouns.model import Phase
 from nvidiad.thought.document import SCHEMA
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nvidiad.kubernetes.nouns.node import Node
 
 # The labels by which FLUO's operator asks. It deletes the annotations that it waits for in the same update
@@ -24,6 +26,8 @@ DRIVER_STAGED = "io.nvidiad/driver-staged"
 DRIVER_READY = "io.nvidiad/driver-ready"
 REASON = "io.nvidiad/reboot-reason"
 """For people: why the answer is not there yet."""
+NOT_READY = "io.nvidiad/driver-not-ready"
+"""The taint that a kubelet registers its node with, and that goes as soon as the driver works."""
 
 TRUE = "true"
 # Reasons hold the words of others, a registry's or a kernel's.
@@ -64,6 +68,21 @@ def read(body: bytes, now: float) -> Said:
 def is_asked(node: Node) -> bool:
     """Whether a coordinator waits for an answer on this node."""
     return _asks(node, BEFORE_REBOOT) or _asks(node, AFTER_REBOOT)
+
+
+def is_tainted(node: Node) -> bool:
+    """Whether the node still has the taint of one whose driver is not there."""
+    return any(taint.get("key") == NOT_READY for taint in node.taints)
+
+
+def taints(node: Node, said: Said | None) -> tuple[Mapping[str, object], ...] | None:
+    """The taints that the node is to have instead of those that it has; None where they are right.
+
+    Ours is taken off and never put on: that a driver fails later keeps no pods away that need none.
+    """
+    if said is None or not said.ready or not is_tainted(node):
+        return None
+    return tuple(taint for taint in node.taints if taint.get("key") != NOT_READY)
 
 
 def changes(node: Node, said: Said | None) -> dict[str, str | None]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster: one node object of the API server, which is watched, read and annotated through lightkube."""
+"""The cluster: one node object of the API server, which is watched, read and patched through lightkube."""
 
 from __future__ import annotations
 
@@ -134,9 +134,22 @@ class NodeObject:
         """The node as it is now."""
         return await self._ask("get", _node(self._client.get(NodeResource, self._name)), self._limits.call)
 
-    async def annotate(self, version: str, changes: Mapping[str, str | None]) -> Node:
-        """Set annotations, remove those that are None; a Conflict where the node has another version."""
-        patch = {"metadata": {"resourceVersion": version, "annotations": dict(changes)}}
+    async def change(
+        self,
+        version: str,
+        annotations: Mapping[str, str | None],
+        taints: tuple[Mapping[str, object], ...] | None = None,
+    ) -> Node:
+        """Set annotations, remove those that are None; replace all taints where some are given.
+
+        A Conflict where the node has another version: nothing is replaced that was not looked at.
+        """
+        metadata: dict[str, object] = {"resourceVersion": version}
+        if annotations:
+            metadata["annotations"] = dict(annotations)
+        patch: dict[str, object] = {"metadata": metadata}
+        if taints is not None:
+            patch["spec"] = {"taints": [dict(taint) for taint in taints]}
         asked = self._client.patch(NodeResource, self._name, patch, patch_type=PatchType.MERGE)
         return await self._ask("patch", _node(asked), self._limits.call)
 
@@ -219,7 +232,13 @@ def _read(node: NodeResource) -> Node:
     metadata = node.metadata
     if metadata is None or not metadata.resourceVersion:
         raise ValueError("a node without a version")
-    return Node(metadata.resourceVersion, metadata.labels or {}, metadata.annotations or {})
+    taints = (node.spec.taints if node.spec else None) or ()
+    return Node(
+        metadata.resourceVersion,
+        metadata.labels or {},
+        metadata.annotations or {},
+        tuple(taint.to_dict() for taint in taints),
+    )
 
 
 def _trust(config: SingleConfig) -> ssl.SSLContext:

@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# gpu.sh ROOT add SLOT DEVICE | ROOT remove SLOT: a stand-in NVIDIA GPU in the host's sysfs, as files that every process sees.
+# gpu.sh ROOT add SLOT DEVICE [CLASS] | ROOT remove SLOT: a stand-in NVIDIA GPU in the host's sysfs, as files that every process sees.
 set -eu
+class=${5:-030200}
 bus=$1/sys/bus/pci/devices slot=$3 directory=$1/sys/devices/pci0000:00/$3
 case $2 in
   add)
@@ -13,7 +14,7 @@ case $2 in
     while read -r name value; do echo "$value" >"$directory/$name"; done <<F
 vendor 0x10de
 device 0x$4
-class 0x030200
+class 0x$class
 subsystem_vendor 0x10de
 subsystem_device 0x1533
 revision 0xa1

@@ -11,7 +11,7 @@ import pytest
 from nvidiad.nouns.errors import Code
 from nvidiad.thought import cosign, distribution
 from nvidiad.thought.distribution import Challenge, Descriptor, Document
-from nvidiad.world import registry
+from nvidiad.world import credentials
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,6 +155,6 @@ def test_credentials_come_from_dockers_file(
     place = tmp_path / "config.json"
     if text is not None:
         place.write_text(text)
-    made = registry.credentials(place, "registry.example")
+    made = credentials.credentials(place, "registry.example")
     assert (made and (made["username"], made["password"])) == found
-    assert registry.credentials(None, "registry.example") is None
+    assert credentials.credentials(None, "registry.example") is None

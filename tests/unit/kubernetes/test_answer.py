@@ -16,6 +16,7 @@ from nvidiad.kubernetes.thought.answer import (
     BEFORE_REBOOT,
     DRIVER_READY,
     DRIVER_STAGED,
+    NOT_READY,
     REASON,
 )
 from nvidiad.nouns.model import Phase
@@ -157,7 +158,30 @@ def test_a_reason_is_never_longer_than_a_person_reads() -> None:
     assert len(reason) == 500
 
 
-@pytest.mark.parametrize("name", [DRIVER_STAGED, DRIVER_READY, REASON])
+OURS, OTHER = {"key": NOT_READY, "effect": "NoSchedule"}, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
+OURS_TOO = {"key": NOT_READY, "value": "x", "effect": "NoExecute"}
+Taints = tuple[dict[str, str], ...]
+TAINTS: dict[str, tuple[Taints, Said | None, Taints | None]] = {
+    "none": ((), GO, None),
+    "somebody else's": ((OTHER,), GO, None),
+    "ours, and the driver works": ((OURS,), GO, ()),
+    "ours among others": ((OTHER, OURS), GO, (OTHER,)),
+    "whatever its value and its effect": ((OURS_TOO, OTHER, OURS), GO, (OTHER,)),
+    "ours, and it does not work": ((OURS,), WAIT, None),
+    "ours, and nobody answers": ((OURS,), None, None),
+    "ours, without nvidiad": ((OURS,), answer.NO_NVIDIAD, ()),
+}
+
+
+@pytest.mark.parametrize(("taints", "said", "left"), TAINTS.values(), ids=TAINTS.keys())
+def test_taints(taints: Taints, said: Said | None, left: Taints | None) -> None:
+    node = Node("7", {}, {}, taints)
+    assert answer.taints(node, said) == left
+    assert answer.is_tainted(node) == any(taint["key"] == NOT_READY for taint in taints)
+    assert answer.changes(node, said) == {}
+
+
+@pytest.mark.parametrize("name", [DRIVER_STAGED, DRIVER_READY, NOT_READY, REASON])
 def test_annotations_are_named_as_kubernetes_wants_it(name: str) -> None:
     assert QUALIFIED.fullmatch(name)
 

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CDI specification as a file: written, removed, made by NVIDIA's toolkit where that is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvidiad.nouns.errors import Code, Transient
+from nvidiad.thought import cdi
+from nvidiad.world import files, process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TOOL = "nvidia-ctk"
+_PLACES = ("usr/bin", "usr/local/bin", "opt/bin")
+_HELP_SECONDS = 5.0
+# It asks NVML, and the gated units wait for the end of that.
+_SECONDS = 20.0
+_LIMIT = 1 << 20
+# It must be told that device nodes are not below the driver's root, which versions before 1.15 cannot be.
+_OPTIONS = ("--dev-root", "--driver-root", "--format")
+_REMEDY = "Remove one of the two, or set 'cdi.enabled' to false."
+
+
+class Specification:
+    """The `Specification` port."""
+
+    def __init__(self, path: Path, root: Path = Path("/")) -> None:
+        """`path` is below `root`."""
+        self.root = root
+        self.path = root / path
+
+    def write(self, text: str) -> None:
+        """Let the file have this text, whole or not at all."""
+        with files.explained(f"writing '{self.path}'", Code.CDI_FAILED):
+            files.make_directory(self.path.parent)
+            files.atomic_write(self.path, text)
+
+    def remove(self) -> None:
+        with files.explained(f"removing '{self.path}'", Code.CDI_FAILED):
+            self.path.unlink(missing_ok=True)
+
+    def digest(self, text: str) -> str:
+        """As the file has it that has this text."""
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def refuse_another(self) -> None:
+        """Refuse to be the second to describe these devices: engines then give neither's to a container."""
+        # What is in /etc/cdi gives way to what is in /run.
+        for pattern in ("*.json", "*.yaml"):
+            for file in sorted(self.path.parent.glob(pattern)):
+                if file == self.path:
+                    continue
+                with contextlib.suppress(OSError):
+                    if cdi.claims(files.read_small(file, _LIMIT).decode("utf-8", "replace")):
+                        raise Transient(
+                            Code.CDI_FAILED, f"'{file}' describes devices of '{cdi.KIND}', too", _REMEDY
+                        )
+
+    def generator(self) -> str:
+        """NVIDIA's toolkit, in a version that can describe a driver that is not below /; empty for none."""
+        for place in _PLACES:
+            program = self.root / place / _TOOL
+            if os.access(program, os.X_OK):
+                said = process.run([str(program), "cdi", "generate", "--help"], timeout=_HELP_SECONDS)
+                return str(program) if all(option in said.out + said.err for option in _OPTIONS) else ""
+        return ""
+
+    def generate(self, program: str, tree: str) -> str:
+        """What the toolkit says of the driver in this tree, as JSON."""
+        argv: Sequence[str] = (
+            *(program, "cdi", "generate", "--format=json"),
+            *(f"--driver-root={tree}", "--dev-root=/"),
+        )
+        said = process.check(argv, timeout=_SECONDS, code=Code.CDI_FAILED).out
+        if len(said) > _LIMIT:
+            raise Transient(Code.CDI_FAILED, f"'{program}' describes the GPUs in more than {_LIMIT} bytes")
+        try:
+            cdi.read(said)
+        except ValueError as error:
+            raise Transient(Code.CDI_FAILED, f"'{program}' describes the GPUs wrongly: {error}") from error
+        return said
