@@ -142,20 +142,26 @@ def test_the_stand_in_for_butane_refuses(text: str, why: str) -> None:
 # -- cloud-init -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLOUD)
-def test_cloud_init_takes_it(name: str, place: Path) -> None:
+@pytest.fixture(scope="module")
+def cloud_init() -> list[str | Path]:
+    """The command that compares a file with cloud-init's schema."""
     try:
         library = cloud.files() / cloud.LIBRARY
     except (BedError, OSError) as error:
         pytest.skip(f"Debian's cloud-init cannot be had: {error}")
-    command = ["/usr/bin/python3", "-m", "cloudinit.cmd.main", "schema", "--config-file"]
-    said = run(*command, place / "cloud-init" / name, PYTHONPATH=str(library))
-    assert "Valid" in said
-    bad = place / "bad.yaml"
+    program = ["/usr/bin/python3", "-m", "cloudinit.cmd.main", "schema", "--config-file"]
+    return ["env", f"PYTHONPATH={library}", *program]
+
+
+@pytest.mark.parametrize("name", CLOUD)
+def test_cloud_init_takes_it(name: str, place: Path, cloud_init: list[str | Path]) -> None:
+    assert "Valid" in run(*cloud_init, place / "cloud-init" / name)
+
+
+def test_cloud_init_sees_a_fault(cloud_init: list[str | Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
     bad.write_text("#cloud-config\nruncmd: {a: 1}\n")
-    done = subprocess.run(
-        [*command, bad], capture_output=True, text=True, check=False, env={"PYTHONPATH": str(library)}
-    )
+    done = subprocess.run([*cloud_init, bad], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "runcmd" in done.stdout + done.stderr
 
