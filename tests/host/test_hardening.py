@@ -23,7 +23,7 @@ BESIDE = (PERSISTENCED, CDI, HEALTH, FABRIC)
 BITS = {"dac_override": 1, "chown": 0, "fowner": 3, "sys_module": 16, "sys_ptrace": 19, "sys_admin": 21}
 BITS |= {"mknod": 27, "syslog": 34}
 RUNS = re.compile(
-    r"type|exec|restart|timeout|watchdog|filedesc|environment|\w+directory|remain|pidfile", re.I
+    r"type|exec|restart|success|timeout|watchdog|filedesc|environment|\w+directory|remain|pidfile", re.I
 )
 
 

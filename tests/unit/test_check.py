@@ -100,6 +100,10 @@ SPOILED: dict[str, tuple[dict[str, str | bytes | None], dict[str, str]]] = {
         {"etc/nvidiad.toml": "[driver]\nversio = 1\n"},
         {"configuration": "config-invalid"},
     ),
+    "switches that only a subnet manager reaches": (
+        {"sys/class/infiniband/mlx5_0/device/vpd": b"ConnectX-7 SW_MNG"},
+        {"fabric-manager": "fabric-unsupported", "driver": "not-in-force"},
+    ),
     "modprobe must not load what it needs not": (
         {"etc/modprobe.d/x.conf": "install drm /bin/false\n"},
         {"driver": "not-in-force"},
