@@ -189,6 +189,48 @@ RULES = (
     Rule(r"(?:NVIDIAD_\w+=\S+ )*\.venv/bin/python -m (?:pytest|tests\.reliability) .*", How.CI),
     Rule(r"systemd-run --pipe --wait .*next-os", How.NOT, "the program is the reader's"),
     # -- neither
+    # -- installing
+    Rule(
+        r"(?:tar -xzf nvidiad-.*|nvidiad-\S+/install|/opt/nvidiad/previous/install)",
+        How.TEST,
+        "tests/vm/test_bundle.py",
+        ("-xzf", "/install"),
+    ),
+    Rule(r"/opt/nvidiad/current/uninstall", How.TEST, "tests/vm/test_bundle.py", ("current/uninstall",)),
+    Rule(
+        r"(?:mkdir -p /var/lib/extensions .*|cp nvidiad-\S+\.raw .*|rm /var/lib/extensions/.*)",
+        How.TEST,
+        "tests/vm/test_bundle.py",
+        ("/var/lib/extensions/nvidiad.raw",),
+    ),
+    Rule(
+        r"(?:systemd-sysext (?:merge|refresh)|systemctl (?:daemon-reload|restart nvidiad\.service|"
+        r"stop nvidiad\.socket nvidiad\.service))",
+        How.TEST,
+        "tests/vm/test_bundle.py",
+        ("systemd-sysext merge", "systemd-sysext refresh", "systemctl daemon-reload"),
+    ),
+    Rule(
+        r"(?:apt install \./nvidiad_.*|systemctl enable nvidiad\.service && systemctl restart .*)",
+        How.TEST,
+        "tests/host/test_deb.py",
+        ('"-i"', "systemctl enable nvidiad.service && systemctl restart nvidiad.service"),
+    ),
+    Rule(r"butane --strict .*", How.NOT, "no package of it; a translator and Ignition itself stand in"),
+    Rule(r"\./install\.sh .*", How.TEST, "tests/host/test_provision.py", ("install.sh",)),
+    Rule(r"docker run .* nvidiad:\S+(?: \w+)?", How.TEST, "tests/host/test_provision.py", ("docker",)),
+    Rule(
+        r"(?:cp \S+\.tmpfiles\.conf .*|systemd-tmpfiles --create nvidia-smi\.conf)",
+        How.TEST,
+        "tests/unit/kubernetes/test_schemas.py",
+        ("systemd-tmpfiles",),
+    ),
+    Rule(r"skopeo copy docker://\S+ oci-archive:.*", How.TEST, "tests/host/test_direct.py", ("oci-archive:",)),
+    Rule(
+        r"python3 -m tools\.bundle --(?:stage|usr|source) ?.*",
+        How.NOT,
+        "steps of `make bundle`, which tests/beds/bundle.py and tests/bundle make of the same functions",
+    ),
     Rule(r"\$EDITOR .*", How.NOT, "a person's choice"),
     Rule(r"git push .*", How.NOT, "the maintainer's, after all has been looked at"),
     Rule(r"(?:sed .* \| )?(?:kubectl|helm) .*", How.NOT, "needs a cluster"),

@@ -551,7 +551,7 @@ def test_all_faults_at_once_each_with_its_place() -> None:
     assert [(fault.file, fault.line, fault.column, fault.key) for fault in faults] == [
         ("a.toml", 4, None, "driver.product"),
         ("a.toml", 23, None, "install.root"),
-        ("a.toml", 33, None, "daemon.pol"),
+        ("a.toml", 35, None, "daemon.pol"),
         ("b.toml", 2, 1, ""),
         ("c.toml", 2, None, "units.gated"),
     ]

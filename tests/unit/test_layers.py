@@ -295,6 +295,7 @@ MEMBERS = gzip.compress(b"one") + gzip.compress(b"two") + bytes(512)
         (gzip.compress(CONTENT), CONTENT),
         (MEMBERS, b"onetwo"),
     ],
+    ids=["nothing", "short", "plain", "compressed", "in members"],
 )
 @pytest.mark.parametrize("step", [1, 7, 4096])
 def test_what_is_compressed_is_unpacked_however_it_is_cut(data: bytes, expected: bytes, step: int) -> None:
