@@ -225,7 +225,9 @@ RULES = (
         "tests/unit/kubernetes/test_schemas.py",
         ("systemd-tmpfiles",),
     ),
-    Rule(r"skopeo copy docker://\S+ oci-archive:.*", How.TEST, "tests/host/test_direct.py", ("oci-archive:",)),
+    Rule(
+        r"skopeo copy docker://\S+ oci-archive:.*", How.TEST, "tests/host/test_direct.py", ("oci-archive:",)
+    ),
     Rule(
         r"python3 -m tools\.bundle --(?:stage|usr|source) ?.*",
         How.NOT,
