@@ -28,6 +28,7 @@ ROWS = (
         "configuration",
         "daemon",
         "trust",
+        "engine",
         "gpu",
         "rivals",
         "tree",
