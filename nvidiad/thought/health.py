@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _FIELDS = ("driver_version", "pci.bus_id", "uuid", "gpu_recovery_action", "name")
 # Drivers before 560 do not know it.
 _RECOVERY = "gpu_recovery_action"
-UNKNOWN_FIELD = 2
-"""The exit status of nvidia-smi for a field that it does not know."""
+_UNKNOWN_FIELD = 2
+"""The exit status of nvidia-smi for arguments that it does not know."""
 
 # The exit status of nvidia-smi is what NVML returned.
 _NOT_LOADED, _NOT_FOUND, _LOST, _RESET, _MISMATCH = 9, 6, 15, 16, 18
@@ -38,6 +38,11 @@ _REMEDIES = {
     "drain p2p": "Let what runs on the GPU end; it uses no peer until then.",
     "drain and reset": "Let what runs on the GPU end, then reset it: nvidia-smi --gpu-reset -i ADDRESS.",
 }
+
+
+def knows_less(status: int, text: str) -> bool:
+    """Whether this nvidia-smi is older than one of the questions."""
+    return status == _UNKNOWN_FIELD or "not a valid field" in text
 
 
 def key(inventory: Inventory) -> str:

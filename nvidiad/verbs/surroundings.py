@@ -67,7 +67,7 @@ def ask(inventory: Inventory | None, gpus: Sequence[Gpu], *, smi: Smi) -> Word |
     try:
         recovery = True
         said = smi.ask(inventory.tree, health.query(recovery=True))
-        if said and said[0] == health.UNKNOWN_FIELD:
+        if said and health.knows_less(*said):
             recovery = False
             said = smi.ask(inventory.tree, health.query(recovery=False))
     except Failure as failure:

@@ -37,6 +37,8 @@ class Specification:
 
     def write(self, text: str) -> None:
         """Let the file have this text, whole or not at all."""
+        if files.text(self.path) == text:
+            return
         with files.explained(f"writing '{self.path}'", Code.CDI_FAILED):
             files.make_directory(self.path.parent)
             files.atomic_write(self.path, text)

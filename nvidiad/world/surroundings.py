@@ -94,8 +94,11 @@ class LinuxSurroundings:
             if word is None:
                 place.unlink(missing_ok=True)
                 return
-            files.make_directory(place.parent)
-            files.atomic_write(place, surroundings.encode(word))
+            text = surroundings.encode(word)
+            # The same word again is no news, and would wake the daemon.
+            if files.text(place) != text:
+                files.make_directory(place.parent)
+                files.atomic_write(place, text)
 
     def switches(self) -> bool:
         """Whether the driver has NVSwitches that a fabric manager must program."""
