@@ -39,7 +39,7 @@ _nvidiad() {
     else
       case $verb in
       explain) takes='no-gpu other-owner lockdown config-invalid not-configured engine-unreachable engine-lost engine-too-old registry-unreachable registry-stalled registry-auth registry-tls image-missing image-unbuildable image-corrupt image-foreign image-mismatch signature-missing signature-untrusted key-unusable image-failed install-busy pull-failed pull-timeout manifest-invalid tree-invalid tree-missing disk-full read-only vermagic-mismatch module-refused module-rejected module-in-use module-foreign gpu-refused gpu-unsupported flavour-wrong symbol-unknown symbol-mismatch dependency-missing fabric-missing fabric-mismatch fabric-unsupported driver-mismatch version-mismatch driver-too-old driver-fallback next-unknown next-unreadable logind-refused exposure-failed unit-failed unit-masked bus-lost cdi-failed nvml-failed gpu-lost gpu-recovery-needed recipe-invalid feed-unreachable feed-invalid release-unknown download-failed digest-mismatch signature-invalid disk-image-invalid source-invalid build-failed proof-failed push-refused api-unreachable api-refused not-running not-authorized command-failed internal' ;;
-      install) takes='@directory' ;;
+      install) takes='@file' ;;
       esac
     fi
   fi

@@ -7,7 +7,7 @@ complete -c nvidiad -n __fish_use_subcommand -a reconcile -d 'let the daemon loo
 complete -c nvidiad -n __fish_use_subcommand -a list -d 'list the trees on this host'
 complete -c nvidiad -n __fish_use_subcommand -a check -d 'say of everything that can be wrong whether it is, and what to do'
 complete -c nvidiad -n __fish_use_subcommand -a explain -d 'say what a code means, where it comes from, and what to do'
-complete -c nvidiad -n __fish_use_subcommand -a install -d 'install a tree from an image or a directory'
+complete -c nvidiad -n __fish_use_subcommand -a install -d 'install a tree from an image, from a file that holds one, or from a directory'
 complete -c nvidiad -n __fish_use_subcommand -a gc -d 'remove the trees that nothing needs'
 complete -c nvidiad -n __fish_use_subcommand -a reboot-check -d 'say whether a reboot may go now: exit 0 go, 75 wait'
 complete -c nvidiad -n __fish_use_subcommand -a run -d 'run the daemon (nvidiad.service does)'
@@ -50,7 +50,7 @@ complete -c nvidiad -n '__fish_seen_subcommand_from install' -l help -d 'show th
 complete -c nvidiad -n '__fish_seen_subcommand_from install' -l json -d 'print JSON' -x -a 'pretty short off'
 complete -c nvidiad -n '__fish_seen_subcommand_from install' -l config -d '' -r -F
 complete -c nvidiad -n '__fish_seen_subcommand_from install' -l root -d 'look at the host below PATH' -x -a '(__fish_complete_directories)'
-complete -c nvidiad -n '__fish_seen_subcommand_from install' -a '(__fish_complete_directories)'
+complete -c nvidiad -n '__fish_seen_subcommand_from install' -F
 complete -c nvidiad -n '__fish_seen_subcommand_from gc' -l help -d 'show this help message and exit'
 complete -c nvidiad -n '__fish_seen_subcommand_from gc' -l json -d 'print JSON' -x -a 'pretty short off'
 complete -c nvidiad -n '__fish_seen_subcommand_from gc' -l config -d '' -r -F

@@ -98,7 +98,7 @@ def _settings(path: Path) -> tuple[Settings, Check]:
             name,
             Code.NOT_CONFIGURED,
             f"'{path}' does not say {' and '.join(settings.missing)}",
-            "Set them, then: systemctl reload nvidiad.",
+            "Set them, then: systemctl enable nvidiad.service && systemctl restart nvidiad.service.",
         )
     return settings, passed(name, f"driver {settings.driver.version} from '{settings.image.repository}'")
 

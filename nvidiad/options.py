@@ -14,6 +14,8 @@ _EPILOG = """\
 exit status: 0 ready, 1 failure, 2 usage, 3 not running, 4 running but not ready, 75 a reboot is to wait
 See nvidiad(1)."""
 
+_WHAT = "a directory begins with / or .; a file: oci-layout:DIR, oci-archive:FILE, docker-archive:FILE"
+
 
 def parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         ("list", "list the trees on this host"),
         ("check", "say of everything that can be wrong whether it is, and what to do"),
         ("explain", "say what a code means, where it comes from, and what to do"),
-        ("install", "install a tree from an image or a directory"),
+        ("install", "install a tree from an image, from a file that holds one, or from a directory"),
         ("gc", "remove the trees that nothing needs"),
         ("reboot-check", "say whether a reboot may go now: exit 0 go, 75 wait"),
         ("run", "run the daemon (nvidiad.service does)"),
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         verb = verbs.add_parser(name, help=text, description=text, parents=[common])
         if name == "install":
-            verb.add_argument("what", metavar="IMAGE|DIRECTORY", help="a directory begins with / or .")
+            verb.add_argument("what", metavar="IMAGE|FILE|DIRECTORY", help=_WHAT)
         if name == "explain":
             verb.add_argument("codes", nargs="*", metavar="CODE", help="as in brackets behind a sentence")
         if name == "gc":

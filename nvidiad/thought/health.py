@@ -28,15 +28,16 @@ _NOT_LOADED, _NOT_FOUND, _LOST, _RESET, _MISMATCH = 9, 6, 15, 16, 18
 _ADDRESS = re.compile(r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
 _UUID = re.compile(r"GPU-[0-9a-f-]{8,60}")
 _KERNEL_LOG = "Read why: journalctl -k -g NVRM."
+_RESETS = "/opt/nvidia/current/bin/nvidia-smi --gpu-reset -i ADDRESS"
 _REMEDIES = {
-    "gpu reset": "Stop what uses the GPU and reset it: nvidia-smi --gpu-reset -i ADDRESS.",
-    "reset": "Stop what uses the GPU and reset it: nvidia-smi --gpu-reset -i ADDRESS.",
+    "gpu reset": f"Stop what uses the GPU and reset it: {_RESETS}.",
+    "reset": f"Stop what uses the GPU and reset it: {_RESETS}.",
     "bus reset": "Stop what uses the GPU and reset its bus, or reboot.",
     "node reboot": "Reboot this host.",
     "reboot": "Reboot this host.",
     "system reboot": "Reboot this host.",
     "drain p2p": "Let what runs on the GPU end; it uses no peer until then.",
-    "drain and reset": "Let what runs on the GPU end, then reset it: nvidia-smi --gpu-reset -i ADDRESS.",
+    "drain and reset": f"Let what runs on the GPU end, then reset it: {_RESETS}.",
 }
 
 

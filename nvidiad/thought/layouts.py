@@ -62,7 +62,7 @@ def _unknown(what: str, why: str) -> Permanent:
     return Permanent(
         Code.IMAGE_MISSING,
         f"'{clean(what)}' names no image: {why}",
-        "Write FORM:PATH, FORM:PATH:NAME or FORM:PATH@DIGEST; see nvidiad(8).",
+        "Write FORM:PATH, FORM:PATH:NAME or FORM:PATH@DIGEST; see nvidiad(1).",
     )
 
 

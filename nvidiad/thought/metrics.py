@@ -181,7 +181,12 @@ def _states(document: Mapping[str, object]) -> Iterator[Family]:
         "nvidiad_unit_active",
         "gauge",
         "Whether systemd has the unit as active.",
-        [({"unit": u.get("name")}, u.get("active") == "active") for u in _objects(document.get("units"))],
+        # A gated unit that this host has not got is not down.
+        [
+            ({"unit": unit.get("name")}, unit.get("active") == "active")
+            for unit in _objects(document.get("units"))
+            if unit.get("load") != "not-found"
+        ],
     )
 
 

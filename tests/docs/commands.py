@@ -205,7 +205,7 @@ RULES = (
     ),
     Rule(
         r"(?:systemd-sysext (?:merge|refresh)|systemctl (?:daemon-reload|restart nvidiad\.service|"
-        r"stop nvidiad\.socket nvidiad\.service))",
+        r"(?:un)?mask --runtime (?:--now )?nvidiad\.socket nvidiad\.service))",
         How.TEST,
         "tests/vm/test_bundle.py",
         ("systemd-sysext merge", "systemd-sysext refresh", "systemctl daemon-reload"),

@@ -176,11 +176,14 @@ def test_the_extension(guest: Machine) -> None:
     assert (kept(vm), vm.output(_DRIVER)) == (running, driver)
 
     vm.run(
-        "systemctl stop nvidiad.socket nvidiad && systemd-sysext unmerge && systemctl daemon-reload",
+        "systemctl mask -q --runtime --now nvidiad.socket nvidiad.service && systemd-sysext unmerge"
+        " && systemctl unmask -q --runtime nvidiad.socket nvidiad.service && systemctl daemon-reload",
         120,
         check=True,
     )
     assert vm.run("test -e /usr/bin/nvidiad").rc == 1
+    # Upheld, it would be started again by whoever only stops it.
+    assert vm.run("pgrep -f '[n]vidiad/libexec/'").rc == 1
     assert kept(vm) == running
 
 

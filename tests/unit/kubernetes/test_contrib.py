@@ -117,7 +117,8 @@ def test_kured_reboots_where_it_is_required_and_may_go(tmp_path: Path, required:
         flag.touch()
     text = (
         sentinel()
-        .replace("/opt/nvidiad/bin/nvidiad", str(program))
+        # The package and the extension have it in /usr/bin, the bundle in /opt.
+        .replace("PATH=/opt/nvidiad/bin:/usr/bin:/bin", f"PATH={tmp_path}:/usr/bin:/bin")
         .replace("/run/reboot-required", str(flag))
     )
     assert text.count(str(tmp_path)) == 2
