@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure, Transient
-from nvidiad.nouns.model import Gpu, Memory, Problem
+from nvidiad.nouns.model import Attempt, Gpu, LoadedModule, Memory, Phase, Problem
 from nvidiad.nouns.surroundings import GpuIdentity, GpuState, Inventory, Surroundings, Word
 from nvidiad.nouns.value import replace
 from nvidiad.thought import cdi, companions, fabric, health, planner, surroundings
@@ -295,6 +295,20 @@ def test_who_stopped_it_meant_it(name: str) -> None:
     host = f.host(surroundings=BROKEN, units=(*f.UNITS, unit))
     plan = planner.decide(host, f.settings(), Memory(), 1000.0)
     assert [step.describe() for step in plan.steps] == steps
+
+
+def test_a_specification_that_is_tried_again_later_changes_no_phase_and_holds_up_no_cuda() -> None:
+    tried = Memory((Attempt("reload nvidia-cdi.service", 1, 1000.0, PROBLEM),))
+    old = tuple(LoadedModule(name, "470.1", 3) for name in ("nvidia", "nvidia_uvm", "nvidia_modeset"))
+    other = f.driver(loaded=old, current="/opt/nvidia/470.1/3975.2.0")
+    settings = f.settings('[cuda]\nversion = "12.4.1"\nrepository = "registry.example/cuda"\n')
+    seen = []
+    for around in (WRITTEN, BROKEN):
+        host = f.host(other, surroundings=around, units=(*f.UNITS, f.unit(companions.CDI_UNIT)))
+        plan = planner.decide(host, settings, tried, 1000.0)
+        seen.append((planner.assess(host, settings, plan, now=1000.0).phase, plan.steps, plan.wait))
+        assert (plan.look is not None) is (around is BROKEN)
+    assert seen[0] == seen[1] and seen[0][0] is Phase.PENDING_REBOOT and seen[0][1]
 
 
 def test_what_is_beside_the_driver_starts_in_its_order_and_the_question_to_nvml_last() -> None:
