@@ -148,10 +148,8 @@ def _known(where: str, found: Mapping[str, object]) -> None:
 
 def claims(said: str) -> bool:
     """Whether a file in another generator's words, JSON or YAML, describes devices of our kind."""
-    return (
-        re.search(rf"^[\s{{,]*[\"']?kind[\"']?\s*:\s*[\"']?{re.escape(KIND)}[\"',\s}}]", said, re.M)
-        is not None
-    )
+    kind = rf"(?:^|[{{,])\s*[\"']?kind[\"']?\s*:\s*[\"']?{re.escape(KIND)}(?:[\"',\s}}]|\Z)"
+    return re.search(kind, said, re.M) is not None
 
 
 # ---------------------------------------------------------------------------------------------------
