@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -24,7 +23,6 @@ _SECONDS = 20.0
 _LIMIT = 1 << 20
 # It must be told that device nodes are not below the driver's root, which versions before 1.15 cannot be.
 _OPTIONS = ("--dev-root", "--driver-root", "--format")
-_REMEDY = "Remove one of the two, or set 'cdi.enabled' to false."
 
 
 class Specification:
@@ -50,19 +48,6 @@ class Specification:
     def digest(self, text: str) -> str:
         """As the file has it that has this text."""
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def refuse_another(self) -> None:
-        """Refuse to be the second to describe these devices: engines then give neither's to a container."""
-        # What is in /etc/cdi gives way to what is in /run.
-        for pattern in ("*.json", "*.yaml"):
-            for file in sorted(self.path.parent.glob(pattern)):
-                if file == self.path:
-                    continue
-                with contextlib.suppress(OSError):
-                    if cdi.claims(files.read_small(file, _LIMIT).decode("utf-8", "replace")):
-                        raise Transient(
-                            Code.CDI_FAILED, f"'{file}' describes devices of '{cdi.KIND}', too", _REMEDY
-                        )
 
     def generator(self) -> str:
         """NVIDIA's toolkit, in a version that can describe a driver that is not below /; empty for none."""

@@ -17,6 +17,8 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import cdi as thought
 from nvidiad.verbs.surroundings import describe
 from nvidiad.world.cdi import Specification
+from nvidiad.world.filewatch import FileWatch
+from nvidiad.world.surroundings import LinuxSurroundings, told_by
 from tests.payload import cdi
 from tests.unit.world import Quiet
 
@@ -228,10 +230,8 @@ def test_another_file_describes_the_same_devices(said: str, claimed: bool) -> No
 class Place:
     """A specification in memory, with a toolkit that does as it is told."""
 
-    def __init__(
-        self, *, another: bool = False, says: str | Failure | None = None, full: bool = False
-    ) -> None:
-        self.another, self.says, self.full = another, says, full
+    def __init__(self, *, says: str | Failure | None = None, full: bool = False) -> None:
+        self.says, self.full = says, full
         self.text: str | None = None
 
     def write(self, text: str) -> None:
@@ -241,10 +241,6 @@ class Place:
 
     def remove(self) -> None:
         self.text = None
-
-    def refuse_another(self) -> None:
-        if self.another:
-            raise Transient(Code.CDI_FAILED, "'/run/cdi/x.yaml' describes them, too")
 
     def generator(self) -> str:
         return "/usr/bin/nvidia-ctk" if self.says is not None else ""
@@ -287,9 +283,9 @@ def test_nothing_that_somebody_else_wrote_is_removed(before: Word, left: str | N
 
 
 def test_the_second_who_describes_them_gives_way() -> None:
-    place = Place(another=True)
+    place = Place()
     place.text = "ours"
-    word = describe(INVENTORY, ENTRIES, Word(digest="x"), place=place, log=Quiet())
+    word = describe(INVENTORY, ENTRIES, Word(digest="x"), rival="/run/cdi/x", place=place, log=Quiet())
     assert place.text in (None, "") and word is not None
     assert not word.digest and word.problem is not None and word.problem.code is Code.CDI_FAILED
 
@@ -320,7 +316,18 @@ def test_a_file_beside_ours_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     place.write("{}\n")
     (tmp_path / "run/cdi/link.json").symlink_to("/etc/shadow")
     (tmp_path / "run/cdi/folder.yaml").mkdir()
-    place.refuse_another()
-    (tmp_path / "run/cdi/another.yaml").write_text("kind: nvidia.com/gpu\n")
-    with pytest.raises(Failure, match=r"another\.yaml"):
-        place.refuse_another()
+    here, another = LinuxSurroundings(tmp_path), tmp_path / "run/cdi/another.yaml"
+    assert here.rival() == ""
+    another.write_text("kind: nvidia.com/gpu\n")
+    assert here.rival() == str(another)
+
+
+def test_another_file_that_comes_later_is_news(tmp_path: Path) -> None:
+    (tmp_path / "run/cdi").mkdir(parents=True)
+    watch = FileWatch(*told_by(tmp_path))
+    (tmp_path / "run/cdi/k8s.gpu.nvidia.com-claim_1.yaml").touch()
+    assert watch.drain() == ()
+    for name in ("nvidia.yaml", "nvidia-container-toolkit.json"):
+        (tmp_path / "run/cdi" / name).write_text("kind: nvidia.com/gpu\n")
+        assert watch.drain() == (f"'{tmp_path}/run/cdi/{name}' changed",)
+    watch.close()

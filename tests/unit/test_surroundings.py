@@ -66,6 +66,7 @@ def test_what_is_beside_the_driver_is_found(tmp_path: Path) -> None:
         listening.bind(str(tmp_path / "run/nvidia-persistenced/socket"))
     (tmp_path / "run/cdi").mkdir()
     (tmp_path / "run/cdi/nvidia.yaml").write_text("{}")
+    (tmp_path / "run/cdi/x.json").write_text('{"kind": "nvidia.com/gpu"}')
     word = Word("of", PROBLEM, "digest", (GpuState(ADDRESS, UUID, "A100", PROBLEM), GpuState("x", "", "")))
     here.leave(CDI, word)
     found = here.look(f.TREE)
@@ -73,6 +74,7 @@ def test_what_is_beside_the_driver_is_found(tmp_path: Path) -> None:
     assert [gpu.address for gpu in found.inventory.gpus] == [ADDRESS, "0000:02:00.0"]
     assert (found.inventory.nodes, found.inventory.sockets) == ((), ("/run/nvidia-persistenced/socket",))
     assert found.cdi == word and len(found.specification) == 64
+    assert (found.rival, here.look(None).rival) == (str(tmp_path / "run/cdi/x.json"), "")
     assert (tmp_path / "run/nvidiad/cdi.json").stat().st_mode & 0o777 == 0o644
     (tmp_path / "run/nvidiad/cdi.json").write_text('{"of": 1}')
     assert here.look(f.TREE).cdi == Word()
@@ -253,6 +255,8 @@ DESCRIBED: dict[str, tuple[Surroundings, str, bool]] = {
     "of another driver": (replace(WRITTEN, cdi=Word("other", digest="d")), "", False),
     "never written": (replace(WRITTEN, cdi=Word(), specification=""), "", False),
     "somebody else's": (replace(WRITTEN, cdi=Word()), "", False),
+    "another file describes them, too": (replace(WRITTEN, rival="/run/cdi/x.yaml"), "", False),
+    "turned off, and another file": (replace(WRITTEN, specification="", rival="/run/cdi/x.yaml"), OFF, True),
     "a GPU is new": (
         replace(WRITTEN, inventory=replace(INVENTORY, gpus=(*INVENTORY.gpus, GpuIdentity("x", 1)))),
         "",
