@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _TOOL = "nvidia-ctk"
+_HOOK = "nvidia-cdi-hook"
 _PLACES = ("usr/bin", "usr/local/bin", "opt/bin")
 _HELP_SECONDS = 5.0
 # It asks NVML, and the gated units wait for the end of that.
@@ -54,8 +55,8 @@ class Specification:
         for place in _PLACES:
             program = self.root / place / _TOOL
             if os.access(program, os.X_OK):
-                said = process.run([str(program), "cdi", "generate", "--help"], timeout=_HELP_SECONDS)
-                return str(program) if all(option in said.out + said.err for option in _OPTIONS) else ""
+                known = _help(str(program))
+                return str(program) if all(option in known for option in _OPTIONS) else ""
         return ""
 
     def generate(self, program: str, tree: str) -> str:
@@ -63,12 +64,32 @@ class Specification:
         argv: Sequence[str] = (
             *(program, "cdi", "generate", "--format=json"),
             *(f"--driver-root={tree}", "--dev-root=/"),
+            *self._hook(program),
         )
         said = process.check(argv, timeout=_SECONDS, code=Code.CDI_FAILED).out
         if len(said) > _LIMIT:
             raise Transient(Code.CDI_FAILED, f"'{program}' describes the GPUs in more than {_LIMIT} bytes")
         try:
-            cdi.read(said)
+            hooks = cdi.hooks(cdi.read(said))
         except ValueError as error:
             raise Transient(Code.CDI_FAILED, f"'{program}' describes the GPUs wrongly: {error}") from error
+        for hook in hooks:
+            path = self.root / hook.lstrip("/")
+            if not (path.is_file() and os.access(path, os.X_OK)):
+                # Every container would fail of it.
+                raise Transient(Code.CDI_FAILED, f"'{program}' wants '{hook}' run, which is no program here")
         return said
+
+    def _hook(self, program: str) -> tuple[str, ...]:
+        """Where its hooks are: it looks in $PATH, in which /opt/bin is not."""
+        known, here = _help(program), Path(program)
+        hook = here.with_name(_HOOK)
+        if "--nvidia-cdi-hook-path" in known and os.access(hook, os.X_OK):
+            return (f"--nvidia-cdi-hook-path=/{hook.relative_to(self.root)}",)
+        # Before 1.17 the toolkit itself was the hook.
+        return (f"--nvidia-ctk-path=/{here.relative_to(self.root)}",) if "--nvidia-ctk-path" in known else ()
+
+
+def _help(program: str) -> str:
+    said = process.run([program, "cdi", "generate", "--help"], timeout=_HELP_SECONDS)
+    return said.out + said.err

@@ -310,6 +310,45 @@ def test_the_toolkit_is_used_only_where_it_can_be_told_where_the_driver_is(tmp_p
     assert refused.value.code is Code.CDI_FAILED and "not JSON" in refused.value.sentence
 
 
+_CTK = """#!/bin/sh
+case "$*" in
+  *--help) echo --driver-root --dev-root --format {options};;
+  *) hook=/usr/bin/nvidia-cdi-hook
+     for each; do case $each in --nvidia-*-path=*) hook=${{each#*=}};; esac; done
+     echo '{{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{{"name": "all",' \\
+       '"containerEdits": {{"hooks": [{{"hookName": "createContainer", "path": "'$hook'"}}]}}}}]}}';;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "beside", "hook"),
+    [
+        ("--nvidia-cdi-hook-path --nvidia-ctk-path", True, "/opt/bin/nvidia-cdi-hook"),
+        ("--nvidia-cdi-hook-path --nvidia-ctk-path", False, "/opt/bin/nvidia-ctk"),
+        ("--nvidia-ctk-path", True, "/opt/bin/nvidia-ctk"),
+        ("", True, None),
+    ],
+)
+def test_the_toolkits_hooks_are_programs_that_are_there(
+    tmp_path: Path,
+    options: str,
+    beside: bool,  # noqa: FBT001
+    hook: str | None,
+) -> None:
+    place, program = Specification(Path("run/cdi/nvidia.yaml"), tmp_path), tmp_path / "opt/bin/nvidia-ctk"
+    program.parent.mkdir(parents=True)
+    program.write_text(_CTK.format(options=options))
+    program.chmod(0o755)
+    program.with_name("nvidia-cdi-hook").write_text("#!/bin/sh\n")
+    program.with_name("nvidia-cdi-hook").chmod(0o755 if beside else 0o644)
+    if hook is None:
+        with pytest.raises(Transient, match="'/usr/bin/nvidia-cdi-hook' run, which is no program here"):
+            place.generate(str(program), TREE)
+        return
+    assert thought.hooks(thought.read(place.generate(str(program), TREE))) == (hook,)
+
+
 def test_a_file_beside_ours_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     place = Specification(Path("run/cdi/nvidia.yaml"), tmp_path)
     place.remove()
