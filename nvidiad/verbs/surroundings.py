@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nvidiad.nouns.surroundings import Inventory
     from nvidiad.verbs.ports import Log, Smi, Specification
 
+# The unit gives up on what trying again would not change.
+_THEN = "then: systemctl start nvidia-fabricmanager"
+
 
 def describe(
     inventory: Inventory | None,
@@ -96,11 +99,11 @@ def refuse_manager(path: str, version: str, loaded: str) -> None:
         raise Permanent(
             Code.FABRIC_MISSING,
             "the host has NVSwitches, and neither tree nor host has a fabric manager",
-            f"Publish an image that brings it, or install that of version {loaded}.",
+            f"Publish an image that brings it, or install that of version {loaded}; {_THEN}",
         )
     if version and version != loaded:
         raise Permanent(
             Code.FABRIC_MISMATCH,
             f"'{path}' is of version {version}, and driver {loaded} is loaded",
-            f"Publish an image with the fabric manager of version {loaded}.",
+            f"Publish an image with the fabric manager of version {loaded}; {_THEN}",
         )

@@ -232,6 +232,7 @@ def test_a_fabric_manager_of_another_version_is_refused(path: str, version: str,
         assert code is None
     except Failure as failure:
         assert failure.code is code and f.DRIVER in failure.sentence + failure.remedy  # noqa: PT017
+        assert failure.remedy.endswith("; then: systemctl start nvidia-fabricmanager")  # noqa: PT017
 
 
 def test_the_managers_configuration_names_the_trees_topologies_and_keeps_the_rest() -> None:
@@ -330,6 +331,27 @@ def test_what_is_beside_the_driver_starts_in_its_order_and_the_question_to_nvml_
         ("start kubelet.service", False),
         ("start nvidia-health.service", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "when", "due"),
+    [
+        (companions.FABRIC_UNIT, 150, True),
+        (companions.PERSISTENCE_UNIT, 150, True),
+        (companions.HEALTH_UNIT, 150, True),
+        (companions.FABRIC_UNIT, 950, False),
+        ("kubelet.service", 150, False),
+    ],
+)
+def test_what_failed_with_another_driver_starts_with_this_one(name: str, when: int, due: bool) -> None:  # noqa: FBT001
+    gpus = (*GPUS, Gpu("0000:0a:00.0", "10de:1af1", "nvidia", switch=True))
+    failed = f.unit(name, "failed", inactive_enter=when, result="exit-code")
+    units = (f.unit("nvidia.service", changed=900), f.unit("kubelet.service"), failed)
+    host = f.host(
+        f.driver(gpus=gpus), surroundings=WRITTEN, units=units if "kubelet" not in name else units[::2]
+    )
+    plan = planner.decide(host, f.settings(), Memory(), 1000.0)
+    assert [step.describe() for step in plan.steps] == ([f"start {name}"] if due else [])
 
 
 @pytest.mark.parametrize(
