@@ -255,6 +255,12 @@ def test_whatever_a_pod_has_nothing_is_lost_and_nothing_added_twice(
                 assert "valueFrom" in last[name] or ours in last[name]["value"].split(":")
 
 
+def test_a_variable_beyond_those_that_are_counted_is_left_as_it_is() -> None:
+    many = env(*((f"V{number}", "x") for number in range(64)), ("PATH", "/my/bin"))
+    admitted = POLICY.admit(pod(container(env=many)))
+    assert admitted["spec"]["containers"][0]["env"] == [*many, *env(("LD_LIBRARY_PATH", LIB))]
+
+
 def test_a_container_beyond_those_that_are_counted_is_left_as_it_is() -> None:
     many = [container(str(number)) for number in range(66)]
     admitted = POLICY.admit(pod(*many))
