@@ -58,6 +58,7 @@ FULL_CUDA = container(
     volumeMounts=[MOUNT, CUDA_MOUNT],
 )
 FROM_A_MAP = {"name": "PATH", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}
+FROM_ANYWHERE = {"configMapRef": {"name": "m"}}
 OWN = {"name": "own", "mountPath": "/usr/local/nvidia"}
 
 CASES: dict[str, tuple[Json, Json]] = {
@@ -156,6 +157,35 @@ CASES: dict[str, tuple[Json, Json]] = {
         pod(
             container(env=env(("PATH", f"/a:{BIN}"), ("LD_LIBRARY_PATH", LIB)), volumeMounts=[MOUNT]),
             notes={"io.nvidiad/keep-path": "true"},
+            volumes=[VOLUME],
+        ),
+    ),
+    "the LD_LIBRARY_PATH of the image is kept where the pod says so": (
+        pod(container(envFrom=[FROM_ANYWHERE]), notes={"io.nvidiad/keep-library-path": "true"}),
+        pod(
+            container(envFrom=[FROM_ANYWHERE], env=env(("PATH", f"{USUAL}:{BIN}")), volumeMounts=[MOUNT]),
+            notes={"io.nvidiad/keep-library-path": "true"},
+            volumes=[VOLUME],
+        ),
+    ),
+    "but one of those that the pod sets is added to": (
+        pod(container(env=env(("LD_LIBRARY_PATH", "/a"))), notes={"io.nvidiad/keep-library-path": "true"}),
+        pod(
+            container(
+                env=env(("LD_LIBRARY_PATH", f"/a:{LIB}"), ("PATH", f"{USUAL}:{BIN}")), volumeMounts=[MOUNT]
+            ),
+            notes={"io.nvidiad/keep-library-path": "true"},
+            volumes=[VOLUME],
+        ),
+    ),
+    "both are kept": (
+        pod(
+            container(),
+            notes={"io.nvidiad/keep-path": "true", "io.nvidiad/keep-library-path": "true"},
+        ),
+        pod(
+            container(env=[], volumeMounts=[MOUNT]),
+            notes={"io.nvidiad/keep-path": "true", "io.nvidiad/keep-library-path": "true"},
             volumes=[VOLUME],
         ),
     ),
