@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import configparser
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -117,6 +118,29 @@ def test_the_specification_that_is_removed_is_the_one_that_was_written(
     done = subprocess.run([shell, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (specification.exists(), word.exists()) == (stays, False)
+
+
+def test_what_another_persistence_daemon_left_is_out_of_the_way(tmp_path: Path) -> None:
+    file = UNITS / "nvidia-persistenced.service"
+    # The service itself may do nothing in a directory of another user's.
+    assert "\nExecStartPre=+" in file.read_text()
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file away")
+    folder = tmp_path / "nvidia-persistenced"
+    folder.mkdir(0o755)
+    for left in (folder / "nvidia-persistenced.pid", folder / "socket", folder):
+        left.touch()
+        os.chown(left, 65534, 65534)
+    program, *arguments = command(file, "ExecStartPre")
+    arguments[-1] = arguments[-1].replace("/run ", f"{tmp_path} ")
+    for _ in range(2):
+        subprocess.run([program, *arguments], check=True)
+        assert (list(folder.iterdir()), folder.stat().st_uid, folder.stat().st_mode & 0o777) == (
+            [],
+            0,
+            0o755,
+        )
+        folder.rmdir()
 
 
 def test_the_shipped_gate_is_the_one_that_nvidiad_writes() -> None:
