@@ -120,6 +120,10 @@ def line(action: str = "None", *, version: str = f.DRIVER, model: str = "NVIDIA 
 SAID: dict[str, tuple[int, str, list[str]]] = {
     "all is well": (0, line(), []),
     "a card that knows no recovery": (0, line("[N/A]"), []),
+    "a question that is not allowed": (0, line("[Insufficient Permissions]"), []),
+    "a library that does not know it": (0, line("[Function Not Found]"), []),
+    "it is lost, and no name is known": (0, line(model="[GPU is lost]"), ["gpu-lost"]),
+    "a model is called so": (0, line(model="NVIDIA Lost, Reset Required"), []),
     "a reset is needed": (0, line("GPU Reset"), ["gpu-recovery-needed"]),
     "it must be drained": (0, line("Drain and Reset"), ["gpu-recovery-needed"]),
     "an action that is not known yet": (0, line("Recover IMEX Domain"), ["gpu-recovery-needed"]),
@@ -154,7 +158,8 @@ def test_what_nvidia_smi_says(name: str) -> None:
     for problem in filter(None, problems):
         assert problem.remedy and "ADDRESS" not in problem.remedy
     if not codes:
-        assert word.gpus == (GpuState(ADDRESS, UUID, "NVIDIA A100-SXM4-40GB"),)
+        (gpu,) = word.gpus
+        assert (gpu.address, gpu.uuid) == (ADDRESS, UUID) and gpu.model in text
 
 
 def test_a_guests_gpu_and_a_switch_are_not_missed() -> None:
