@@ -75,6 +75,17 @@ def test_every_service_says_what_it_may_do(file: Path) -> None:
     assert read(file.read_text())["Service"] >= RESTRICTIONS - without
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "stop"),
+    [("cdi", 60, 5), ("health", 180, 5), ("fabricmanager", 120, 20)],
+)
+def test_what_stands_beside_the_driver_holds_neither_boot_nor_shutdown_for_long(
+    name: str, start: int, stop: int
+) -> None:
+    lines = (UNITS / f"nvidia-{name}.service").read_text().splitlines()
+    assert {f"TimeoutStartSec={start}", f"TimeoutStopSec={stop}"} <= {*lines}
+
+
 def command(file: Path, key: str) -> list[str]:
     """A command of a unit as systemd comes to run it (systemd.service(5), COMMAND LINES)."""
     lines = file.read_text().replace("\\\n", " ").splitlines()
