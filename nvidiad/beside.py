@@ -56,7 +56,8 @@ def cdi(configuration: Path, root: Path, log: Log) -> int:
         inventory = here.inventory(tree) if tree and settings.cdi.enabled else None
         entries = trees.manifest(tree.path).entries if tree and inventory else ()
         place = Specification(SPECIFICATION, root)
-        word = verbs.describe(inventory, entries, before, place=place, log=log)
+        rival = here.rival() if inventory else ""
+        word = verbs.describe(inventory, entries, before, rival=rival, place=place, log=log)
     except Failure as failure:
         word = replace(before, problem=problem_of(failure))
     here.leave(CDI, word)

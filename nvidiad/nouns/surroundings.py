@@ -64,5 +64,7 @@ class Surroundings(Value):
     cdi: Word = Word()
     specification: str = ""
     """The SHA-256 of the CDI specification that is there; empty where there is none."""
+    rival: str = ""
+    """Another file that describes the same devices; empty where there is none."""
     health: Word = Word()
     fabric: Word = Word()

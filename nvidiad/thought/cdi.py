@@ -146,12 +146,16 @@ def _known(where: str, found: Mapping[str, object]) -> None:
         raise ValueError(f"{where} has the unknown field {unknown[0]!r:.80}")
 
 
+def hooks(document: Mapping[str, object]) -> tuple[str, ...]:
+    """The programs that engines run for each container."""
+    every = (hook for edits in _edits(document) for hook in _objects(edits.get("hooks")))
+    return tuple(dict.fromkeys(str(hook.get("path", "")) for hook in every))
+
+
 def claims(said: str) -> bool:
     """Whether a file in another generator's words, JSON or YAML, describes devices of our kind."""
-    return (
-        re.search(rf"^[\s{{,]*[\"']?kind[\"']?\s*:\s*[\"']?{re.escape(KIND)}[\"',\s}}]", said, re.M)
-        is not None
-    )
+    kind = rf"(?:^|[{{,])\s*[\"']?kind[\"']?\s*:\s*[\"']?{re.escape(KIND)}(?:[\"',\s}}]|\Z)"
+    return re.search(kind, said, re.M) is not None
 
 
 # ---------------------------------------------------------------------------------------------------

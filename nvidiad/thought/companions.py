@@ -60,6 +60,8 @@ def _is_due(unit: UnitState | None, driver: UnitState, stopped: tuple[str, ...])
         return False
     down = unit.active in ("inactive", "failed") and not unit.job
     # Its ExecCondition= found no GPU or no driver; a reload of the driver's unit has brought it since.
-    late = driver.changed if unit.result == "exec-condition" else driver.active_enter
+    # And what failed with the driver that was there before may do well with this one.
+    again = unit.active == "failed" and unit.name in (PERSISTENCE_UNIT, FABRIC_UNIT, HEALTH_UNIT)
+    late = driver.changed if unit.result == "exec-condition" or again else driver.active_enter
     ours = unit.inactive_enter <= late or unit.name in stopped
     return unit.load == "loaded" and unit.wanted and down and ours

@@ -29,6 +29,7 @@ _ADDRESS = re.compile(r"([0-9A-Fa-f]{4,8}):([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([
 _UUID = re.compile(r"GPU-[0-9a-f-]{8,60}")
 _KERNEL_LOG = "Read why: journalctl -k -g NVRM."
 _RESETS = "/opt/nvidia/current/bin/nvidia-smi --gpu-reset -i ADDRESS"
+_NO_ACTION = ("none", "n/a", "not supported", "unknown error")
 _REMEDIES = {
     "gpu reset": f"Stop what uses the GPU and reset it: {_RESETS}.",
     "reset": f"Stop what uses the GPU and reset it: {_RESETS}.",
@@ -105,11 +106,13 @@ def _state(line: str, loaded: str, *, recovery: bool) -> GpuState | None:
     if (address := _address(bus)) is None:
         return None
     problem = None
-    if _says(line, "lost"):
+    # In brackets is why NVML does not say it, in place of any of them; a model may be called whatever.
+    reasons = " ".join((version, uuid, action, model if model.startswith("[") else ""))
+    if _says(reasons, "lost"):
         problem = _lost(address)
-    elif _says(line, "requires reset", "reset required"):
+    elif _says(reasons, "requires reset", "reset required"):
         problem = _recovery(address, "reset")
-    elif action and action.strip("[]").lower() not in ("none", "n/a", "not supported", "unknown error"):
+    elif action and not action.startswith("[") and action.lower() not in _NO_ACTION:
         problem = _recovery(address, action)
     elif version != loaded and re.fullmatch(r"[0-9.]+", version):
         problem = Problem(

@@ -254,7 +254,8 @@ def _with_surroundings(plan: Plan, facts: HostFacts, settings: Settings, memory:
         return plan
     seconds = _wait(steps[0], facts, settings, memory, now)
     if seconds > 0:
-        return replace(plan, wait=seconds if plan.wait is None else min(seconds, plan.wait))
+        # Not `wait`: that is the driver's, and the phase is made of it.
+        return replace(plan, look=seconds if plan.look is None else min(seconds, plan.look))
     return replace(plan, reason="the CDI specification is not that of the driver in force", steps=steps)
 
 

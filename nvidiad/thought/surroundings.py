@@ -117,6 +117,9 @@ def described(found: Surroundings, settings: Settings) -> bool:
     if not wanted:
         # What somebody else wrote is theirs.
         return not found.cdi.digest or found.specification != found.cdi.digest
+    if found.rival:
+        # Ours gives way, or would have to.
+        return False
     return found.cdi.of == wanted and bool(found.cdi.digest) and found.specification == found.cdi.digest
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
-from nvidiad.nouns.errors import Failure
-from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase, problem_of
+from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.model import Attempt, Kind, Memory, Origin, Phase, Problem, problem_of
 from nvidiad.nouns.steps import InstallTree, PullImage, RenewTree, StartUnit
 from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, companions, cuda, gate, planner, retention, surroundings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nvidiad.nouns.facts import HostFacts
-    from nvidiad.nouns.model import Problem, Progress
+    from nvidiad.nouns.model import Progress
     from nvidiad.nouns.plan import Plan, Report, Status
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Log, Ports
@@ -33,6 +33,14 @@ _ROUNDS = 10
 _BESIDE = ("gates", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
 # Failures that a driver in force does not end.
 _LASTING = ("start ", "stop ", "reload ", "gates", "again ", "remove ", gate.RETRY_KEY, gate.REBOOT_KEY)
+# What puts the CDI specification right; whether it did, the next look says.
+_DESCRIBING = (f"start {companions.CDI_UNIT}", f"reload {companions.CDI_UNIT}")
+_UNHELPED = Problem(
+    Code.CDI_FAILED,
+    f"{companions.CDI_UNIT} ended well, and the CDI specification is still another",
+    "systemctl reload nvidiad",
+    retry=True,
+)
 
 
 class Reconciler:
@@ -149,6 +157,9 @@ class Reconciler:
                 continue
             # An activation may fail and let its unit come up all the same: `when-missing = "start"`.
             told = last_activation(self._ports.activations) if key.startswith("activate ") else None
+            if key in _DESCRIBING and not result.problem:
+                # It goes by the configuration on disk, which may be another: `_due` forgets what helped.
+                told = _UNHELPED
             if problem := told or result.problem:
                 after = backoff.failed(after, Attempt(key, 1, self._now(), problem))
             elif not isinstance(result.step, PullImage):
@@ -194,7 +205,7 @@ def _due(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
         return memory
     over = {"gates"} if set(facts.gates) == set(settings.gates) else set()
     if surroundings.described(facts.surroundings, settings):
-        over |= {f"start {companions.CDI_UNIT}", f"reload {companions.CDI_UNIT}"}
+        over |= set(_DESCRIBING)
     wanted = {f"remove {tree.path}" for tree in retention.surplus(facts, settings, memory)}
     left = tuple(
         a
@@ -206,7 +217,11 @@ def _due(memory: Memory, facts: HostFacts, settings: Settings) -> Memory:
 
 def _beside(memory: Memory) -> tuple[str, ...]:
     """What failed beside the driver and is tried again, which is no problem of a host that is ready."""
-    return tuple(a.problem.sentence for a in memory.attempts if a.reference.startswith(_BESIDE))
+    return tuple(
+        a.problem.sentence
+        for a in memory.attempts
+        if a.reference.startswith(_BESIDE) or a.problem == _UNHELPED
+    )
 
 
 def good(memory: Memory, tree: str) -> Memory:

@@ -19,14 +19,24 @@ if TYPE_CHECKING:
     from nvidiad.nouns.surroundings import Inventory
     from nvidiad.verbs.ports import Log, Smi, Specification
 
+# The unit gives up on what trying again would not change.
+_THEN = "then: systemctl start nvidia-fabricmanager"
+
 
 def describe(
-    inventory: Inventory | None, entries: Sequence[Entry], before: Word, *, place: Specification, log: Log
+    inventory: Inventory | None,
+    entries: Sequence[Entry],
+    before: Word,
+    *,
+    rival: str = "",
+    place: Specification,
+    log: Log,
 ) -> Word | None:
     """Let the CDI specification be that of the driver in force; None where there is nothing to describe.
 
     `before` is the word of the last time, if what is there is still of that time: what somebody else wrote
-    is removed by nobody.
+    is removed by nobody. `rival` is another file that describes the same devices: engines then give those
+    of neither to a container.
     """
     document = cdi.specification(inventory, entries) if inventory else None
     if inventory is None or document is None:
@@ -35,12 +45,12 @@ def describe(
             log.info("the CDI specification is removed: there is no GPU to describe")
         return None
     word = Word(of=cdi.digest(inventory))
-    try:
-        place.refuse_another()
-    except Failure as failure:
+    if rival:
         if before.digest:
             place.remove()
-        return replace(word, problem=problem_of(failure))
+        sentence = f"'{rival}' describes devices of '{cdi.KIND}', too"
+        remedy = "Remove one of the two, or set 'cdi.enabled' to false."
+        return replace(word, problem=Problem(Code.CDI_FAILED, sentence, remedy, retry=True))
     text = cdi.text(document)
     try:
         if program := place.generator():
@@ -89,11 +99,11 @@ def refuse_manager(path: str, version: str, loaded: str) -> None:
         raise Permanent(
             Code.FABRIC_MISSING,
             "the host has NVSwitches, and neither tree nor host has a fabric manager",
-            f"Publish an image that brings it, or install that of version {loaded}.",
+            f"Publish an image that brings it, or install that of version {loaded}; {_THEN}",
         )
     if version and version != loaded:
         raise Permanent(
             Code.FABRIC_MISMATCH,
             f"'{path}' is of version {version}, and driver {loaded} is loaded",
-            f"Publish an image with the fabric manager of version {loaded}.",
+            f"Publish an image with the fabric manager of version {loaded}; {_THEN}",
         )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _TOOL = "nvidia-ctk"
+_HOOK = "nvidia-cdi-hook"
 _PLACES = ("usr/bin", "usr/local/bin", "opt/bin")
 _HELP_SECONDS = 5.0
 # It asks NVML, and the gated units wait for the end of that.
@@ -24,7 +24,6 @@ _SECONDS = 20.0
 _LIMIT = 1 << 20
 # It must be told that device nodes are not below the driver's root, which versions before 1.15 cannot be.
 _OPTIONS = ("--dev-root", "--driver-root", "--format")
-_REMEDY = "Remove one of the two, or set 'cdi.enabled' to false."
 
 
 class Specification:
@@ -51,26 +50,13 @@ class Specification:
         """As the file has it that has this text."""
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def refuse_another(self) -> None:
-        """Refuse to be the second to describe these devices: engines then give neither's to a container."""
-        # What is in /etc/cdi gives way to what is in /run.
-        for pattern in ("*.json", "*.yaml"):
-            for file in sorted(self.path.parent.glob(pattern)):
-                if file == self.path:
-                    continue
-                with contextlib.suppress(OSError):
-                    if cdi.claims(files.read_small(file, _LIMIT).decode("utf-8", "replace")):
-                        raise Transient(
-                            Code.CDI_FAILED, f"'{file}' describes devices of '{cdi.KIND}', too", _REMEDY
-                        )
-
     def generator(self) -> str:
         """NVIDIA's toolkit, in a version that can describe a driver that is not below /; empty for none."""
         for place in _PLACES:
             program = self.root / place / _TOOL
             if os.access(program, os.X_OK):
-                said = process.run([str(program), "cdi", "generate", "--help"], timeout=_HELP_SECONDS)
-                return str(program) if all(option in said.out + said.err for option in _OPTIONS) else ""
+                known = _help(str(program))
+                return str(program) if all(option in known for option in _OPTIONS) else ""
         return ""
 
     def generate(self, program: str, tree: str) -> str:
@@ -78,12 +64,32 @@ class Specification:
         argv: Sequence[str] = (
             *(program, "cdi", "generate", "--format=json"),
             *(f"--driver-root={tree}", "--dev-root=/"),
+            *self._hook(program),
         )
         said = process.check(argv, timeout=_SECONDS, code=Code.CDI_FAILED).out
         if len(said) > _LIMIT:
             raise Transient(Code.CDI_FAILED, f"'{program}' describes the GPUs in more than {_LIMIT} bytes")
         try:
-            cdi.read(said)
+            hooks = cdi.hooks(cdi.read(said))
         except ValueError as error:
             raise Transient(Code.CDI_FAILED, f"'{program}' describes the GPUs wrongly: {error}") from error
+        for hook in hooks:
+            path = self.root / hook.lstrip("/")
+            if not (path.is_file() and os.access(path, os.X_OK)):
+                # Every container would fail of it.
+                raise Transient(Code.CDI_FAILED, f"'{program}' wants '{hook}' run, which is no program here")
         return said
+
+    def _hook(self, program: str) -> tuple[str, ...]:
+        """Where its hooks are: it looks in $PATH, in which /opt/bin is not."""
+        known, here = _help(program), Path(program)
+        hook = here.with_name(_HOOK)
+        if "--nvidia-cdi-hook-path" in known and os.access(hook, os.X_OK):
+            return (f"--nvidia-cdi-hook-path=/{hook.relative_to(self.root)}",)
+        # Before 1.17 the toolkit itself was the hook.
+        return (f"--nvidia-ctk-path=/{here.relative_to(self.root)}",) if "--nvidia-ctk-path" in known else ()
+
+
+def _help(program: str) -> str:
+    said = process.run([program, "cdi", "generate", "--help"], timeout=_HELP_SECONDS)
+    return said.out + said.err

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code
 from nvidiad.nouns.surroundings import Inventory, Surroundings, Word
-from nvidiad.thought import surroundings
+from nvidiad.thought import cdi, surroundings
 from nvidiad.world import files
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SPECIFICATION = Path("run/cdi/nvidia.yaml")
 """As NVIDIA's own generator calls it: two files that describe one device are of use to no engine."""
+# Not all that is there: a driver of Kubernetes's DRA writes and removes a file for every pod.
+_GENERATED = ("nvidia*.yaml", "nvidia*.json")
 WORDS = Path("run/nvidiad")
 CDI, HEALTH, FABRIC = "cdi", "health", "fabric"
 _NODES = ("nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools")
@@ -31,7 +33,8 @@ _MANAGED = b"SW_MNG"
 
 def told_by(root: Path) -> tuple[Path, ...]:
     """The files whose change is news."""
-    return (root / SPECIFICATION, *(root / WORDS / f"{name}.json" for name in (CDI, HEALTH, FABRIC)))
+    specifications = (root / SPECIFICATION.with_name(name) for name in _GENERATED)
+    return (*specifications, *(root / WORDS / f"{name}.json" for name in (CDI, HEALTH, FABRIC)))
 
 
 class LinuxSurroundings:
@@ -46,6 +49,7 @@ class LinuxSurroundings:
             inventory=self.inventory(tree) if tree else None,
             cdi=self.word(CDI),
             specification=self.specification(),
+            rival=self.rival() if tree else "",
             health=self.word(HEALTH),
             fabric=self.word(FABRIC),
         )
@@ -79,6 +83,18 @@ class LinuxSurroundings:
             return hashlib.sha256(files.read_small(self.root / SPECIFICATION, _LIMIT)).hexdigest()
         except OSError:
             return ""
+
+    def rival(self) -> str:
+        """Another file that describes the same devices; what is in /etc/cdi gives way to what is in /run."""
+        ours = self.root / SPECIFICATION
+        for pattern in ("*.json", "*.yaml"):
+            for file in sorted(ours.parent.glob(pattern)):
+                with contextlib.suppress(OSError):
+                    if file != ours and cdi.claims(
+                        files.read_small(file, _LIMIT).decode("utf-8", "replace")
+                    ):
+                        return str(file)
+        return ""
 
     def word(self, name: str) -> Word:
         """The word of a program; what cannot be understood was never said."""

@@ -17,6 +17,8 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import cdi as thought
 from nvidiad.verbs.surroundings import describe
 from nvidiad.world.cdi import Specification
+from nvidiad.world.filewatch import FileWatch
+from nvidiad.world.surroundings import LinuxSurroundings, told_by
 from tests.payload import cdi
 from tests.unit.world import Quiet
 
@@ -207,7 +209,11 @@ def test_what_is_not_json_is_refused(said: str) -> None:
         ("cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n", True),
         ('kind: "nvidia.com/gpu"\n', True),
         ('{"cdiVersion": "0.5.0",\n "kind": "nvidia.com/gpu"}', True),
+        ('{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[]}', True),
+        ("{cdiVersion: 0.5.0, kind: nvidia.com/gpu}", True),
+        ("kind: nvidia.com/gpu", True),
         ("kind: nvidia.com/gpu-extra\n", False),
+        ('{"cdiVersion":"0.5.0","unkind":"nvidia.com/gpu"}', False),
         ("kind: management.nvidia.com/gpu\n", False),
         ('{"kind": "k8s.device-plugin.nvidia.com/gpu", "devices": []}', False),
         ("# kind: nvidia.com/gpu\n", False),
@@ -224,10 +230,8 @@ def test_another_file_describes_the_same_devices(said: str, claimed: bool) -> No
 class Place:
     """A specification in memory, with a toolkit that does as it is told."""
 
-    def __init__(
-        self, *, another: bool = False, says: str | Failure | None = None, full: bool = False
-    ) -> None:
-        self.another, self.says, self.full = another, says, full
+    def __init__(self, *, says: str | Failure | None = None, full: bool = False) -> None:
+        self.says, self.full = says, full
         self.text: str | None = None
 
     def write(self, text: str) -> None:
@@ -237,10 +241,6 @@ class Place:
 
     def remove(self) -> None:
         self.text = None
-
-    def refuse_another(self) -> None:
-        if self.another:
-            raise Transient(Code.CDI_FAILED, "'/run/cdi/x.yaml' describes them, too")
 
     def generator(self) -> str:
         return "/usr/bin/nvidia-ctk" if self.says is not None else ""
@@ -283,9 +283,9 @@ def test_nothing_that_somebody_else_wrote_is_removed(before: Word, left: str | N
 
 
 def test_the_second_who_describes_them_gives_way() -> None:
-    place = Place(another=True)
+    place = Place()
     place.text = "ours"
-    word = describe(INVENTORY, ENTRIES, Word(digest="x"), place=place, log=Quiet())
+    word = describe(INVENTORY, ENTRIES, Word(digest="x"), rival="/run/cdi/x", place=place, log=Quiet())
     assert place.text in (None, "") and word is not None
     assert not word.digest and word.problem is not None and word.problem.code is Code.CDI_FAILED
 
@@ -310,13 +310,63 @@ def test_the_toolkit_is_used_only_where_it_can_be_told_where_the_driver_is(tmp_p
     assert refused.value.code is Code.CDI_FAILED and "not JSON" in refused.value.sentence
 
 
+_CTK = """#!/bin/sh
+case "$*" in
+  *--help) echo --driver-root --dev-root --format {options};;
+  *) hook=/usr/bin/nvidia-cdi-hook
+     for each; do case $each in --nvidia-*-path=*) hook=${{each#*=}};; esac; done
+     echo '{{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{{"name": "all",' \\
+       '"containerEdits": {{"hooks": [{{"hookName": "createContainer", "path": "'$hook'"}}]}}}}]}}';;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "beside", "hook"),
+    [
+        ("--nvidia-cdi-hook-path --nvidia-ctk-path", True, "/opt/bin/nvidia-cdi-hook"),
+        ("--nvidia-cdi-hook-path --nvidia-ctk-path", False, "/opt/bin/nvidia-ctk"),
+        ("--nvidia-ctk-path", True, "/opt/bin/nvidia-ctk"),
+        ("", True, None),
+    ],
+)
+def test_the_toolkits_hooks_are_programs_that_are_there(
+    tmp_path: Path,
+    options: str,
+    beside: bool,  # noqa: FBT001
+    hook: str | None,
+) -> None:
+    place, program = Specification(Path("run/cdi/nvidia.yaml"), tmp_path), tmp_path / "opt/bin/nvidia-ctk"
+    program.parent.mkdir(parents=True)
+    program.write_text(_CTK.format(options=options))
+    program.chmod(0o755)
+    program.with_name("nvidia-cdi-hook").write_text("#!/bin/sh\n")
+    program.with_name("nvidia-cdi-hook").chmod(0o755 if beside else 0o644)
+    if hook is None:
+        with pytest.raises(Transient, match="'/usr/bin/nvidia-cdi-hook' run, which is no program here"):
+            place.generate(str(program), TREE)
+        return
+    assert thought.hooks(thought.read(place.generate(str(program), TREE))) == (hook,)
+
+
 def test_a_file_beside_ours_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     place = Specification(Path("run/cdi/nvidia.yaml"), tmp_path)
     place.remove()
     place.write("{}\n")
     (tmp_path / "run/cdi/link.json").symlink_to("/etc/shadow")
     (tmp_path / "run/cdi/folder.yaml").mkdir()
-    place.refuse_another()
-    (tmp_path / "run/cdi/another.yaml").write_text("kind: nvidia.com/gpu\n")
-    with pytest.raises(Failure, match=r"another\.yaml"):
-        place.refuse_another()
+    here, another = LinuxSurroundings(tmp_path), tmp_path / "run/cdi/another.yaml"
+    assert here.rival() == ""
+    another.write_text("kind: nvidia.com/gpu\n")
+    assert here.rival() == str(another)
+
+
+def test_another_file_that_comes_later_is_news(tmp_path: Path) -> None:
+    (tmp_path / "run/cdi").mkdir(parents=True)
+    watch = FileWatch(*told_by(tmp_path))
+    (tmp_path / "run/cdi/k8s.gpu.nvidia.com-claim_1.yaml").touch()
+    assert watch.drain() == ()
+    for name in ("nvidia.yaml", "nvidia-container-toolkit.json"):
+        (tmp_path / "run/cdi" / name).write_text("kind: nvidia.com/gpu\n")
+        assert watch.drain() == (f"'{tmp_path}/run/cdi/{name}' changed",)
+    watch.close()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
 from nvidiad.nouns.model import Phase
+from nvidiad.nouns.surroundings import GpuIdentity, Inventory, Surroundings, Word
 from nvidiad.nouns.value import replace
-from nvidiad.thought import backoff
+from nvidiad.thought import backoff, cdi
 from nvidiad.verbs.observer import observe
 from tests.unit import facts
 from tests.unit import world as worlds
@@ -112,6 +113,28 @@ def test_a_host_that_is_in_order_is_left_alone() -> None:
         assert status.phase is Phase.READY
     assert world.effects == []
     assert world.state() == before
+
+
+def test_a_reload_that_does_not_help_is_tried_again_later_and_told() -> None:
+    world = fresh()
+    daemon = world.reconciler()
+    daemon.look(world.settings)
+    inventory = Inventory(
+        facts.DRIVER, facts.TREE.path, "", "x86_64", (GpuIdentity("0000:01:00.0", 0),), (), ()
+    )
+    # It goes by a file that says `enabled = false` by now, and the daemon does not know that yet.
+    world.around = world.described = Surroundings(inventory)
+    world.effects.clear()
+    for _ in range(3):
+        status = daemon.look(world.settings)
+        assert status.phase is Phase.READY and status.plan is not None and status.plan.look
+    assert world.effects.count("reload nvidia-cdi.service") == 1
+    assert any("ended well" in warning for warning in status.warnings)
+    # What helped is forgotten at once.
+    world.described = Surroundings(inventory, Word(cdi.digest(inventory), digest="d"), "d")
+    status = daemon.look(world.settings, forced=True)
+    assert world.effects.count("reload nvidia-cdi.service") == 2
+    assert (status.warnings, world.disk.memory.attempts) == ((), ())
 
 
 def test_a_boot_with_the_tree_on_disk_needs_neither_registry_nor_engine() -> None:

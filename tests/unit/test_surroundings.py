@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure, Transient
-from nvidiad.nouns.model import Gpu, Memory, Problem
+from nvidiad.nouns.model import Attempt, Gpu, LoadedModule, Memory, Phase, Problem
 from nvidiad.nouns.surroundings import GpuIdentity, GpuState, Inventory, Surroundings, Word
 from nvidiad.nouns.value import replace
 from nvidiad.thought import cdi, companions, fabric, health, planner, surroundings
@@ -66,6 +66,7 @@ def test_what_is_beside_the_driver_is_found(tmp_path: Path) -> None:
         listening.bind(str(tmp_path / "run/nvidia-persistenced/socket"))
     (tmp_path / "run/cdi").mkdir()
     (tmp_path / "run/cdi/nvidia.yaml").write_text("{}")
+    (tmp_path / "run/cdi/x.json").write_text('{"kind": "nvidia.com/gpu"}')
     word = Word("of", PROBLEM, "digest", (GpuState(ADDRESS, UUID, "A100", PROBLEM), GpuState("x", "", "")))
     here.leave(CDI, word)
     found = here.look(f.TREE)
@@ -73,6 +74,7 @@ def test_what_is_beside_the_driver_is_found(tmp_path: Path) -> None:
     assert [gpu.address for gpu in found.inventory.gpus] == [ADDRESS, "0000:02:00.0"]
     assert (found.inventory.nodes, found.inventory.sockets) == ((), ("/run/nvidia-persistenced/socket",))
     assert found.cdi == word and len(found.specification) == 64
+    assert (found.rival, here.look(None).rival) == (str(tmp_path / "run/cdi/x.json"), "")
     assert (tmp_path / "run/nvidiad/cdi.json").stat().st_mode & 0o777 == 0o644
     (tmp_path / "run/nvidiad/cdi.json").write_text('{"of": 1}')
     assert here.look(f.TREE).cdi == Word()
@@ -118,6 +120,10 @@ def line(action: str = "None", *, version: str = f.DRIVER, model: str = "NVIDIA 
 SAID: dict[str, tuple[int, str, list[str]]] = {
     "all is well": (0, line(), []),
     "a card that knows no recovery": (0, line("[N/A]"), []),
+    "a question that is not allowed": (0, line("[Insufficient Permissions]"), []),
+    "a library that does not know it": (0, line("[Function Not Found]"), []),
+    "it is lost, and no name is known": (0, line(model="[GPU is lost]"), ["gpu-lost"]),
+    "a model is called so": (0, line(model="NVIDIA Lost, Reset Required"), []),
     "a reset is needed": (0, line("GPU Reset"), ["gpu-recovery-needed"]),
     "it must be drained": (0, line("Drain and Reset"), ["gpu-recovery-needed"]),
     "an action that is not known yet": (0, line("Recover IMEX Domain"), ["gpu-recovery-needed"]),
@@ -152,7 +158,8 @@ def test_what_nvidia_smi_says(name: str) -> None:
     for problem in filter(None, problems):
         assert problem.remedy and "ADDRESS" not in problem.remedy
     if not codes:
-        assert word.gpus == (GpuState(ADDRESS, UUID, "NVIDIA A100-SXM4-40GB"),)
+        (gpu,) = word.gpus
+        assert (gpu.address, gpu.uuid) == (ADDRESS, UUID) and gpu.model in text
 
 
 def test_a_guests_gpu_and_a_switch_are_not_missed() -> None:
@@ -230,6 +237,7 @@ def test_a_fabric_manager_of_another_version_is_refused(path: str, version: str,
         assert code is None
     except Failure as failure:
         assert failure.code is code and f.DRIVER in failure.sentence + failure.remedy  # noqa: PT017
+        assert failure.remedy.endswith("; then: systemctl start nvidia-fabricmanager")  # noqa: PT017
 
 
 def test_the_managers_configuration_names_the_trees_topologies_and_keeps_the_rest() -> None:
@@ -253,6 +261,8 @@ DESCRIBED: dict[str, tuple[Surroundings, str, bool]] = {
     "of another driver": (replace(WRITTEN, cdi=Word("other", digest="d")), "", False),
     "never written": (replace(WRITTEN, cdi=Word(), specification=""), "", False),
     "somebody else's": (replace(WRITTEN, cdi=Word()), "", False),
+    "another file describes them, too": (replace(WRITTEN, rival="/run/cdi/x.yaml"), "", False),
+    "turned off, and another file": (replace(WRITTEN, specification="", rival="/run/cdi/x.yaml"), OFF, True),
     "a GPU is new": (
         replace(WRITTEN, inventory=replace(INVENTORY, gpus=(*INVENTORY.gpus, GpuIdentity("x", 1)))),
         "",
@@ -297,6 +307,20 @@ def test_who_stopped_it_meant_it(name: str) -> None:
     assert [step.describe() for step in plan.steps] == steps
 
 
+def test_a_specification_that_is_tried_again_later_changes_no_phase_and_holds_up_no_cuda() -> None:
+    tried = Memory((Attempt("reload nvidia-cdi.service", 1, 1000.0, PROBLEM),))
+    old = tuple(LoadedModule(name, "470.1", 3) for name in ("nvidia", "nvidia_uvm", "nvidia_modeset"))
+    other = f.driver(loaded=old, current="/opt/nvidia/470.1/3975.2.0")
+    settings = f.settings('[cuda]\nversion = "12.4.1"\nrepository = "registry.example/cuda"\n')
+    seen = []
+    for around in (WRITTEN, BROKEN):
+        host = f.host(other, surroundings=around, units=(*f.UNITS, f.unit(companions.CDI_UNIT)))
+        plan = planner.decide(host, settings, tried, 1000.0)
+        seen.append((planner.assess(host, settings, plan, now=1000.0).phase, plan.steps, plan.wait))
+        assert (plan.look is not None) is (around is BROKEN)
+    assert seen[0] == seen[1] and seen[0][0] is Phase.PENDING_REBOOT and seen[0][1]
+
+
 def test_what_is_beside_the_driver_starts_in_its_order_and_the_question_to_nvml_last() -> None:
     names = (
         companions.PERSISTENCE_UNIT,
@@ -312,6 +336,27 @@ def test_what_is_beside_the_driver_starts_in_its_order_and_the_question_to_nvml_
         ("start kubelet.service", False),
         ("start nvidia-health.service", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "when", "due"),
+    [
+        (companions.FABRIC_UNIT, 150, True),
+        (companions.PERSISTENCE_UNIT, 150, True),
+        (companions.HEALTH_UNIT, 150, True),
+        (companions.FABRIC_UNIT, 950, False),
+        ("kubelet.service", 150, False),
+    ],
+)
+def test_what_failed_with_another_driver_starts_with_this_one(name: str, when: int, due: bool) -> None:  # noqa: FBT001
+    gpus = (*GPUS, Gpu("0000:0a:00.0", "10de:1af1", "nvidia", switch=True))
+    failed = f.unit(name, "failed", inactive_enter=when, result="exit-code")
+    units = (f.unit("nvidia.service", changed=900), f.unit("kubelet.service"), failed)
+    host = f.host(
+        f.driver(gpus=gpus), surroundings=WRITTEN, units=units if "kubelet" not in name else units[::2]
+    )
+    plan = planner.decide(host, f.settings(), Memory(), 1000.0)
+    assert [step.describe() for step in plan.steps] == ([f"start {name}"] if due else [])
 
 
 @pytest.mark.parametrize(

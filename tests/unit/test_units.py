@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
+import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +15,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure
+from nvidiad.nouns.model import Problem
+from nvidiad.nouns.surroundings import Word
+from nvidiad.thought import surroundings
 from nvidiad.world.units import DROP_IN, GATE, SystemdUnits, unit_path
 
 if TYPE_CHECKING:
@@ -67,6 +73,85 @@ def test_every_service_says_what_it_may_do(file: Path) -> None:
     # The daemon lays down trees, with one program in them that has the set-user-ID bit.
     without = {"restrictsuidsgid"} if file.name == "nvidiad.service" else set()
     assert read(file.read_text())["Service"] >= RESTRICTIONS - without
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "stop"),
+    [("cdi", 60, 5), ("health", 180, 5), ("fabricmanager", 120, 20)],
+)
+def test_what_stands_beside_the_driver_holds_neither_boot_nor_shutdown_for_long(
+    name: str, start: int, stop: int
+) -> None:
+    lines = (UNITS / f"nvidia-{name}.service").read_text().splitlines()
+    assert {f"TimeoutStartSec={start}", f"TimeoutStopSec={stop}"} <= {*lines}
+
+
+def command(file: Path, key: str) -> list[str]:
+    """A command of a unit as systemd comes to run it (systemd.service(5), COMMAND LINES)."""
+    lines = file.read_text().replace("\\\n", " ").splitlines()
+    (line,) = (line.partition("=")[2] for line in lines if line.startswith(f"{key}="))
+    words = shlex.split(line.lstrip("@-:+!"))
+    return [word.replace("%%", "%").replace("$$", "$") for word in words]
+
+
+OURS_TOO = hashlib.sha256(b"ours").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "digest", "stays"),
+    [
+        ("ours", OURS_TOO, False),
+        ("somebody else's", OURS_TOO, True),
+        ("somebody else's", "", True),
+        ("", "", True),
+        ("ours", None, True),
+        (None, OURS_TOO, False),
+    ],
+)
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_the_specification_that_is_removed_is_the_one_that_was_written(
+    tmp_path: Path,
+    text: str | None,
+    digest: str | None,
+    stays: bool,  # noqa: FBT001
+    shell: str,
+) -> None:
+    specification, word = tmp_path / "cdi/nvidia.yaml", tmp_path / "nvidiad/cdi.json"
+    for file in (specification, word):
+        file.parent.mkdir()
+    if text is not None:
+        specification.write_text(text)
+    if digest is not None:
+        word.write_text(surroundings.encode(Word("of", Problem(Code.CDI_FAILED, "x"), digest)))
+    program, *arguments = command(UNITS / "nvidia-cdi.service", "ExecStop")
+    assert program == "/bin/sh" and "%%%" not in arguments[-1] and "/run/cdi/nvidia.yaml" in arguments[-1]
+    arguments[-1] = arguments[-1].replace("/run/", f"{tmp_path}/")
+    done = subprocess.run([shell, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (specification.exists(), word.exists()) == (stays, False)
+
+
+def test_what_another_persistence_daemon_left_is_out_of_the_way(tmp_path: Path) -> None:
+    file = UNITS / "nvidia-persistenced.service"
+    # The service itself may do nothing in a directory of another user's.
+    assert "\nExecStartPre=+" in file.read_text()
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file away")
+    folder = tmp_path / "nvidia-persistenced"
+    folder.mkdir(0o755)
+    for left in (folder / "nvidia-persistenced.pid", folder / "socket", folder):
+        left.touch()
+        os.chown(left, 65534, 65534)
+    program, *arguments = command(file, "ExecStartPre")
+    arguments[-1] = arguments[-1].replace("/run ", f"{tmp_path} ")
+    for _ in range(2):
+        subprocess.run([program, *arguments], check=True)
+        assert (list(folder.iterdir()), folder.stat().st_uid, folder.stat().st_mode & 0o777) == (
+            [],
+            0,
+            0o755,
+        )
+        folder.rmdir()
 
 
 def test_the_shipped_gate_is_the_one_that_nvidiad_writes() -> None:

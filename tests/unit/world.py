@@ -60,7 +60,8 @@ ROOT = Path("/opt")
 CURRENT = "/opt/nvidia/current"
 REPOSITORY = "registry.example/nvidia-driver"
 PERSISTENCED, KUBELET, DRIVER_UNIT = "nvidia-persistenced.service", "kubelet.service", "nvidia.service"
-BESIDE = (PERSISTENCED, "nvidia-cdi.service", "nvidia-health.service")
+CDI_UNIT = "nvidia-cdi.service"
+BESIDE = (PERSISTENCED, CDI_UNIT, "nvidia-health.service")
 NAMES = ("nvidia", "nvidia_modeset", "nvidia_uvm")
 NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-uvm")
 
@@ -249,6 +250,9 @@ class World:
         """Why the file that names the next OS cannot be read."""
         self.unstartable: set[str] = set()
         """Units that systemd does not start."""
+        self.around = Surroundings()
+        self.described = Surroundings()
+        """What a reload of nvidia-cdi.service leaves."""
         self.told_required = True
         """Who finishes an update leaves /run/reboot-required."""
         self.meanwhile: Callable[[], None] = lambda: None
@@ -791,12 +795,14 @@ class _Units(_Part):
         self.world.effect(f"stop {name}", lambda: self.world.set_unit(name, "inactive"))
 
     def reload(self, name: str, *, tell: Callable[[Progress], None]) -> None:
-        assert name == DRIVER_UNIT
+        assert name in (DRIVER_UNIT, CDI_UNIT)
         failures: list[Failure] = []
 
         def do() -> None:
             if name in self.world.unstartable:
                 failures.append(Transient(Code.UNIT_FAILED, f"the reload of {name} failed"))
+            elif name == CDI_UNIT:
+                self.world.around = self.world.described
             elif failure := self.world.activate():
                 failures.append(failure)
 
@@ -855,7 +861,7 @@ class _Shutdowns(_Part):
 
 class _Surroundings(_Part):
     def look(self, tree: Tree | None) -> Surroundings:
-        return Surroundings()
+        return self.world.around
 
 
 class _Memories(_Part):

@@ -58,6 +58,7 @@ FULL_CUDA = container(
     volumeMounts=[MOUNT, CUDA_MOUNT],
 )
 FROM_A_MAP = {"name": "PATH", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}
+FROM_ANYWHERE = {"configMapRef": {"name": "m"}}
 OWN = {"name": "own", "mountPath": "/usr/local/nvidia"}
 
 CASES: dict[str, tuple[Json, Json]] = {
@@ -159,6 +160,35 @@ CASES: dict[str, tuple[Json, Json]] = {
             volumes=[VOLUME],
         ),
     ),
+    "the LD_LIBRARY_PATH of the image is kept where the pod says so": (
+        pod(container(envFrom=[FROM_ANYWHERE]), notes={"io.nvidiad/keep-library-path": "true"}),
+        pod(
+            container(envFrom=[FROM_ANYWHERE], env=env(("PATH", f"{USUAL}:{BIN}")), volumeMounts=[MOUNT]),
+            notes={"io.nvidiad/keep-library-path": "true"},
+            volumes=[VOLUME],
+        ),
+    ),
+    "but one of those that the pod sets is added to": (
+        pod(container(env=env(("LD_LIBRARY_PATH", "/a"))), notes={"io.nvidiad/keep-library-path": "true"}),
+        pod(
+            container(
+                env=env(("LD_LIBRARY_PATH", f"/a:{LIB}"), ("PATH", f"{USUAL}:{BIN}")), volumeMounts=[MOUNT]
+            ),
+            notes={"io.nvidiad/keep-library-path": "true"},
+            volumes=[VOLUME],
+        ),
+    ),
+    "both are kept": (
+        pod(
+            container(),
+            notes={"io.nvidiad/keep-path": "true", "io.nvidiad/keep-library-path": "true"},
+        ),
+        pod(
+            container(env=[], volumeMounts=[MOUNT]),
+            notes={"io.nvidiad/keep-path": "true", "io.nvidiad/keep-library-path": "true"},
+            volumes=[VOLUME],
+        ),
+    ),
     "something of its own is mounted there": (
         pod(container(volumeMounts=[OWN]), volumes=[{"name": "own", "emptyDir": {}}]),
         pod(
@@ -253,6 +283,12 @@ def test_whatever_a_pod_has_nothing_is_lost_and_nothing_added_twice(
                 assert new.get("value", "").startswith(old.get("value", ""))
             for name, ours in (("PATH", BIN), ("LD_LIBRARY_PATH", LIB)):
                 assert "valueFrom" in last[name] or ours in last[name]["value"].split(":")
+
+
+def test_a_variable_beyond_those_that_are_counted_is_left_as_it_is() -> None:
+    many = env(*((f"V{number}", "x") for number in range(64)), ("PATH", "/my/bin"))
+    admitted = POLICY.admit(pod(container(env=many)))
+    assert admitted["spec"]["containers"][0]["env"] == [*many, *env(("LD_LIBRARY_PATH", LIB))]
 
 
 def test_a_container_beyond_those_that_are_counted_is_left_as_it_is() -> None:
