@@ -135,6 +135,15 @@ def test_a_damaged_bundle_is_refused_and_a_damaged_installation_is_mended(tmp_pa
     assert (root / BASE / "bin/nvidiad").read_text() == good
 
 
+def test_beside_the_package_it_is_refused(tmp_path: Path) -> None:
+    root, tree = tmp_path / "root", small(tmp_path, "1.0")
+    (root / "usr/lib/nvidiad/bin").mkdir(parents=True)
+    (root / "usr/lib/nvidiad/bin/nvidiad").write_text("#!/bin/sh\n")
+    done = subprocess.run([tree / "install", f"--root={root}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, (root / BASE).exists()) == (1, False)
+    assert "remove it first" in done.stderr
+
+
 def test_upgrade_keeps_one_version_to_go_back_to(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
