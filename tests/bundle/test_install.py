@@ -168,6 +168,25 @@ def test_upgrade_keeps_one_version_to_go_back_to(tmp_path: Path) -> None:
     assert (root / BASE / "bin/nvidiad").read_text().endswith("2.0\n")
 
 
+def test_a_gate_that_was_taken_back_stays_away(tmp_path: Path) -> None:
+    """nvidiad removes the kubelet's where `units.gated` does not name it."""
+    root, gate = tmp_path / "root", "etc/systemd/system/kubelet.service.d/10-nvidia.conf"
+    root.mkdir()
+    one = small(tmp_path, "1.0")
+    run(one, "install", root)
+    assert (root / gate).exists()
+    shutil.rmtree((root / gate).parent)
+    for tree in (one, small(tmp_path, "2.0")):
+        run(tree, "install", root)
+        assert not (root / gate).exists()
+    # Where it is in use a later version brings its own.
+    run(small(tmp_path, "3.0"), "uninstall", root)
+    run(one, "install", root)
+    text = "[Unit]\n"
+    run(small(tmp_path, "4.0", units={gate.removeprefix("etc/"): text}), "install", root)
+    assert (root / gate).read_text() == text
+
+
 def test_another_build_of_the_same_version_lies_beside(tmp_path: Path) -> None:
     root, one = tmp_path / "root", small(tmp_path, "1.0")
     root.mkdir()
