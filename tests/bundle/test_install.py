@@ -50,12 +50,16 @@ def installed(root: Path) -> dict[str, str]:
     return found
 
 
-def small(folder: Path, version: str, *, units: dict[str, str] | None = None) -> Path:
+def small(
+    folder: Path, version: str, *, units: dict[str, str] | None = None, without: tuple[str, ...] = ()
+) -> Path:
     """A tree of few small files, with the real scripts and the real units, for a thousand installations."""
     tree = folder / f"nvidiad-{version}"
     shutil.copytree(CHECKOUT / "units", tree / "share/nvidiad/units")
     for name, text in (units or {}).items():
         (tree / "share/nvidiad/units" / name).write_text(text)
+    for name in without:
+        (tree / "share/nvidiad/units/systemd/system" / name).unlink()
     for name in trees.COMMANDS:
         (tree / "bin").mkdir(exist_ok=True)
         (tree / "bin" / name).write_text(f"#!/bin/sh\necho {name} {version}\n")
@@ -270,6 +274,29 @@ def test_an_image_gets_it_enabled(tmp_path: Path) -> None:
     assert sorted(path.name for path in wants.iterdir()) == ["nvidia.service", "nvidiad.service"]
     run(small(tmp_path, "2.0"), "uninstall", root, "--purge")
     assert not [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
+
+
+@pytest.mark.skipif(shutil.which("systemctl") is None, reason="there is no systemctl on this machine")
+def test_a_unit_that_is_new_is_enabled_where_nvidiad_is(tmp_path: Path) -> None:
+    """Wherever the upgrade is interrupted, and nothing else is: somebody may have disabled it."""
+    service = "systemd/system/nvidiad.service"
+    shipped = (CHECKOUT / "units" / service).read_text()
+    older = {service: shipped.replace(" nvidia-cdi.service nvidia-health.service", "")}
+    one = small(tmp_path, "1.0", units=older, without=("nvidia-cdi.service", "nvidia-health.service"))
+    two = small(tmp_path, "2.0")
+    off, on = tmp_path / "off", tmp_path / "on"
+    for root in (off, on):
+        root.mkdir()
+    run(one, "install", off)
+    run(two, "install", off)
+    assert not [path for path in (off / "etc").rglob("*") if path.is_symlink()]
+    run(one, "install", on, "--enable")
+    disabled = "etc/systemd/system/nvidia.service.wants/nvidia-fabricmanager.service"
+    (on / disabled).unlink()
+    every_way_ends_alike(tmp_path, two, on, "install")
+    run(two, "install", on)
+    wants = {path.name for path in (on / disabled).parent.iterdir()}
+    assert wants == {"nvidia-persistenced.service", "nvidia-cdi.service", "nvidia-health.service"}
 
 
 def test_a_later_version_says_so(bundles: Bundles, tmp_path: Path) -> None:
