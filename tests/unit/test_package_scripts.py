@@ -128,3 +128,33 @@ def test_without_a_bundle_a_purge_leaves_nothing(host: Host) -> None:
     host.remove()
     host.purge()
     assert not host.links() and not host.has("etc/nvidiad")
+
+
+def test_installed_again_after_a_removal_it_starts_again(host: Host) -> None:
+    host.configure()
+    host.install()
+    host.remove()
+    # dpkg names the version whose configuration it has.
+    assert host.install("1.0") == ["start nvidiad.socket nvidiad.service"]
+    assert host.install("1.0") == ["try-restart nvidiad.service"]
+
+
+def test_an_upgrade_enables_nothing_that_somebody_has_disabled(host: Host) -> None:
+    """Neither where nothing was configured when the package came, and dpkg has enabled nothing itself."""
+    host.install()
+    assert host.links() == {"nvidiad.service", "nvidiad.socket"}
+    host.configure()
+    subprocess.run(["systemctl", f"--root={host.root}", "-q", "enable", "nvidiad.service"], check=True)
+    assert "nvidia-cdi.service" in host.links()
+    subprocess.run(["systemctl", f"--root={host.root}", "-q", "disable", "nvidia-cdi.service"], check=True)
+    links = host.links()
+    assert host.install("1.0") == ["try-restart nvidiad.service"]
+    assert host.links() == links
+
+
+def test_a_removal_that_failed_starts_the_daemon_and_enables_nothing(host: Host) -> None:
+    host.install()
+    (host.root / WANTS).unlink()
+    links = host.links()
+    assert host.script("postinst", "abort-remove") == ["start nvidiad.socket nvidiad.service"]
+    assert host.links() == links
