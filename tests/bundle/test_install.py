@@ -265,6 +265,23 @@ def every_way_ends_alike(work: Path, tree: Path, before: Path, script: str) -> N
     assert at > 100
 
 
+def test_no_label_is_left_of_an_nvidiad_that_is_gone(tmp_path: Path) -> None:
+    root, tree = tmp_path / "root", small(tmp_path, "1.0")
+    root.mkdir()
+    run(tree, "install", root)
+    features = root / "etc/kubernetes/node-feature-discovery/features.d"
+    ours, elsewhere = "# Written by nvidiad (kubernetes.nfd-file).\n", root / "srv/labels/gpu driver"
+    texts = {features / "nvidiad": ours, features / "mine": "a=b\n", elsewhere: ours}
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "etc/nvidiad/conf.d").mkdir()
+    key = '[kubernetes]\n  nfd-file = "/srv/labels/gpu driver"  # ours\n'
+    (root / "etc/nvidiad/conf.d/60-labels.toml").write_text(key)
+    run(tree, "uninstall", root, "--purge")
+    assert [path for path in texts if path.exists()] == [features / "mine"]
+
+
 @pytest.mark.skipif(shutil.which("systemctl") is None, reason="there is no systemctl on this machine")
 def test_an_image_gets_it_enabled(tmp_path: Path) -> None:
     root = tmp_path / "root"

@@ -158,3 +158,16 @@ def test_a_removal_that_failed_starts_the_daemon_and_enables_nothing(host: Host)
     links = host.links()
     assert host.script("postinst", "abort-remove") == ["start nvidiad.socket nvidiad.service"]
     assert host.links() == links
+
+
+def test_no_label_is_left_of_a_package_that_is_gone(host: Host) -> None:
+    host.configure()
+    host.install()
+    ours = "# Written by nvidiad (kubernetes.nfd-file).\n"
+    features = "etc/kubernetes/node-feature-discovery/features.d"
+    files = {f"{features}/nvidiad": ours, f"{features}/mine": "a=b\n", "run/labels/gpu": ours}
+    for name, text in files.items():
+        host.write(name, text)
+    host.write("etc/nvidiad/conf.d/60-labels.toml", f"kubernetes.nfd-file = '{host.root}/run/labels/gpu'\n")
+    host.remove()
+    assert [name for name in files if host.has(name)] == [f"{features}/mine"]
