@@ -139,6 +139,48 @@ def test_a_damaged_bundle_is_refused_and_a_damaged_installation_is_mended(tmp_pa
     assert (root / BASE / "bin/nvidiad").read_text() == good
 
 
+def test_a_damaged_version_is_not_gone_back_to(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for version in ("1.0", "2.0"):
+        run(small(tmp_path, version), "install", root)
+    (root / BASE / "1.0/bin/nvidiad").write_text("torn")
+    inside = root / BASE / "other/nvidiad-3.0"
+    shutil.copytree(small(tmp_path, "3.0"), inside)
+    for place, why in ((root / BASE / "previous", "is damaged"), (inside, "cannot be used from there")):
+        command = [str(place / "install"), f"--root={root}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert str((root / BASE / "current").readlink()) == "2.0"
+
+
+def test_a_version_that_cannot_run_is_not_switched_to(bare: Bare) -> None:
+    one, two = (small(bare.root / "tmp", version) for version in ("1.0", "2.0"))
+    bare.output(f"/tmp/{one.name}/install")
+    (two / "bin/nvidiad").write_text("#!/bin/sh\nexit 126\n")
+    trees.seal(two, "2.0")
+    done = bare.run(f"/tmp/{two.name}/install")
+    assert done.returncode == 1
+    assert "'/opt/nvidiad/2.0/bin/nvidiad' cannot be run here" in done.stderr
+    assert str((bare.root / BASE / "current").readlink()) == "1.0"
+
+
+def test_everything_is_on_the_disk_before_it_counts_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system of /opt alone is not enough: units are in /etc."""
+    root, tree, programs = tmp_path / "root", small(tmp_path, "1.0"), tmp_path / "programs"
+    root.mkdir()
+    programs.mkdir()
+    (programs / "sync").write_text(f"#!/bin/sh\n[ $# != 0 ] || ls -A {root / BASE} >{tmp_path}/seen\n")
+    (programs / "sync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    run(tree, "install", root)
+    assert {".unfinished", "current"} <= set((tmp_path / "seen").read_text().split())
+    assert not (root / BASE / ".unfinished").exists()
+
+
 def test_beside_the_package_it_is_refused(tmp_path: Path) -> None:
     root, tree = tmp_path / "root", small(tmp_path, "1.0")
     (root / "usr/lib/nvidiad/bin").mkdir(parents=True)
