@@ -24,13 +24,16 @@ for program in tar sha256sum "$unpack"; do
   command -v "$program" >/dev/null || fail "'$program' is not installed"
 done
 
-# Not in /tmp: it may be small, or a place from which nothing can be run.
+# Not in /tmp: it may be small.
 work=$(mktemp -d /var/tmp/nvidiad-install.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 if command -v curl >/dev/null; then
   curl --fail --location --silent --show-error --retry 5 --connect-timeout 20 --output "$work/$name" "$url" ||
     fail "cannot fetch '$url'"
+elif command -v wget >/dev/null && ! wget --help 2>&1 | grep -q -e --tries; then
+  # A busybox's, which has none of these options.
+  wget -q -O "$work/$name" "$url" || fail "cannot fetch '$url'"
 elif command -v wget >/dev/null; then
   wget --quiet --tries=5 --timeout=20 --output-document="$work/$name" "$url" || fail "cannot fetch '$url'"
 else
@@ -41,5 +44,6 @@ found=$(sha256sum "$work/$name")
 
 mkdir "$work/bundle"
 "$unpack" -dc <"$work/$name" | tar -x -f - -C "$work/bundle" --no-same-owner
-[ -x "$work/bundle/${name%.tar.*}/install" ] || fail "'$url' is not a bundle: there is no '${name%.tar.*}/install' in it"
-"$work/bundle/${name%.tar.*}/install" "$@"
+[ -f "$work/bundle/${name%.tar.*}/install" ] || fail "'$url' is not a bundle: there is no '${name%.tar.*}/install' in it"
+# By its shell: there may be nothing to be run from /var/tmp (noexec).
+sh "$work/bundle/${name%.tar.*}/install" "$@"

@@ -50,12 +50,16 @@ def installed(root: Path) -> dict[str, str]:
     return found
 
 
-def small(folder: Path, version: str, *, units: dict[str, str] | None = None) -> Path:
+def small(
+    folder: Path, version: str, *, units: dict[str, str] | None = None, without: tuple[str, ...] = ()
+) -> Path:
     """A tree of few small files, with the real scripts and the real units, for a thousand installations."""
     tree = folder / f"nvidiad-{version}"
     shutil.copytree(CHECKOUT / "units", tree / "share/nvidiad/units")
     for name, text in (units or {}).items():
         (tree / "share/nvidiad/units" / name).write_text(text)
+    for name in without:
+        (tree / "share/nvidiad/units/systemd/system" / name).unlink()
     for name in trees.COMMANDS:
         (tree / "bin").mkdir(exist_ok=True)
         (tree / "bin" / name).write_text(f"#!/bin/sh\necho {name} {version}\n")
@@ -135,6 +139,57 @@ def test_a_damaged_bundle_is_refused_and_a_damaged_installation_is_mended(tmp_pa
     assert (root / BASE / "bin/nvidiad").read_text() == good
 
 
+def test_a_damaged_version_is_not_gone_back_to(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for version in ("1.0", "2.0"):
+        run(small(tmp_path, version), "install", root)
+    (root / BASE / "1.0/bin/nvidiad").write_text("torn")
+    inside = root / BASE / "other/nvidiad-3.0"
+    shutil.copytree(small(tmp_path, "3.0"), inside)
+    for place, why in ((root / BASE / "previous", "is damaged"), (inside, "cannot be used from there")):
+        command = [str(place / "install"), f"--root={root}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert str((root / BASE / "current").readlink()) == "2.0"
+
+
+def test_a_version_that_cannot_run_is_not_switched_to(bare: Bare) -> None:
+    one, two = (small(bare.root / "tmp", version) for version in ("1.0", "2.0"))
+    bare.output(f"/tmp/{one.name}/install")
+    (two / "bin/nvidiad").write_text("#!/bin/sh\nexit 126\n")
+    trees.seal(two, "2.0")
+    done = bare.run(f"/tmp/{two.name}/install")
+    assert done.returncode == 1
+    assert "'/opt/nvidiad/2.0/bin/nvidiad' cannot be run here" in done.stderr
+    assert str((bare.root / BASE / "current").readlink()) == "1.0"
+
+
+def test_everything_is_on_the_disk_before_it_counts_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system of /opt alone is not enough: units are in /etc."""
+    root, tree, programs = tmp_path / "root", small(tmp_path, "1.0"), tmp_path / "programs"
+    root.mkdir()
+    programs.mkdir()
+    (programs / "sync").write_text(f"#!/bin/sh\n[ $# != 0 ] || ls -A {root / BASE} >{tmp_path}/seen\n")
+    (programs / "sync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    run(tree, "install", root)
+    assert {".unfinished", "current"} <= set((tmp_path / "seen").read_text().split())
+    assert not (root / BASE / ".unfinished").exists()
+
+
+def test_beside_the_package_it_is_refused(tmp_path: Path) -> None:
+    root, tree = tmp_path / "root", small(tmp_path, "1.0")
+    (root / "usr/lib/nvidiad/bin").mkdir(parents=True)
+    (root / "usr/lib/nvidiad/bin/nvidiad").write_text("#!/bin/sh\n")
+    done = subprocess.run([tree / "install", f"--root={root}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, (root / BASE).exists()) == (1, False)
+    assert "remove it first" in done.stderr
+
+
 def test_upgrade_keeps_one_version_to_go_back_to(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -157,6 +212,25 @@ def test_upgrade_keeps_one_version_to_go_back_to(tmp_path: Path) -> None:
     assert {str((root / BASE / name).readlink()) for name in ("current",)} == {"2.0"}
     assert str((root / BASE / "previous").readlink()) == "3.0"
     assert (root / BASE / "bin/nvidiad").read_text().endswith("2.0\n")
+
+
+def test_a_gate_that_was_taken_back_stays_away(tmp_path: Path) -> None:
+    """nvidiad removes the kubelet's where `units.gated` does not name it."""
+    root, gate = tmp_path / "root", "etc/systemd/system/kubelet.service.d/10-nvidia.conf"
+    root.mkdir()
+    one = small(tmp_path, "1.0")
+    run(one, "install", root)
+    assert (root / gate).exists()
+    shutil.rmtree((root / gate).parent)
+    for tree in (one, small(tmp_path, "2.0")):
+        run(tree, "install", root)
+        assert not (root / gate).exists()
+    # Where it is in use a later version brings its own.
+    run(small(tmp_path, "3.0"), "uninstall", root)
+    run(one, "install", root)
+    text = "[Unit]\n"
+    run(small(tmp_path, "4.0", units={gate.removeprefix("etc/"): text}), "install", root)
+    assert (root / gate).read_text() == text
 
 
 def test_another_build_of_the_same_version_lies_beside(tmp_path: Path) -> None:
@@ -233,6 +307,23 @@ def every_way_ends_alike(work: Path, tree: Path, before: Path, script: str) -> N
     assert at > 100
 
 
+def test_no_label_is_left_of_an_nvidiad_that_is_gone(tmp_path: Path) -> None:
+    root, tree = tmp_path / "root", small(tmp_path, "1.0")
+    root.mkdir()
+    run(tree, "install", root)
+    features = root / "etc/kubernetes/node-feature-discovery/features.d"
+    ours, elsewhere = "# Written by nvidiad (kubernetes.nfd-file).\n", root / "srv/labels/gpu driver"
+    texts = {features / "nvidiad": ours, features / "mine": "a=b\n", elsewhere: ours}
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "etc/nvidiad/conf.d").mkdir()
+    key = '[kubernetes]\n  nfd-file = "/srv/labels/gpu driver"  # ours\n'
+    (root / "etc/nvidiad/conf.d/60-labels.toml").write_text(key)
+    run(tree, "uninstall", root, "--purge")
+    assert [path for path in texts if path.exists()] == [features / "mine"]
+
+
 @pytest.mark.skipif(shutil.which("systemctl") is None, reason="there is no systemctl on this machine")
 def test_an_image_gets_it_enabled(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -242,6 +333,29 @@ def test_an_image_gets_it_enabled(tmp_path: Path) -> None:
     assert sorted(path.name for path in wants.iterdir()) == ["nvidia.service", "nvidiad.service"]
     run(small(tmp_path, "2.0"), "uninstall", root, "--purge")
     assert not [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
+
+
+@pytest.mark.skipif(shutil.which("systemctl") is None, reason="there is no systemctl on this machine")
+def test_a_unit_that_is_new_is_enabled_where_nvidiad_is(tmp_path: Path) -> None:
+    """Wherever the upgrade is interrupted, and nothing else is: somebody may have disabled it."""
+    service = "systemd/system/nvidiad.service"
+    shipped = (CHECKOUT / "units" / service).read_text()
+    older = {service: shipped.replace(" nvidia-cdi.service nvidia-health.service", "")}
+    one = small(tmp_path, "1.0", units=older, without=("nvidia-cdi.service", "nvidia-health.service"))
+    two = small(tmp_path, "2.0")
+    off, on = tmp_path / "off", tmp_path / "on"
+    for root in (off, on):
+        root.mkdir()
+    run(one, "install", off)
+    run(two, "install", off)
+    assert not [path for path in (off / "etc").rglob("*") if path.is_symlink()]
+    run(one, "install", on, "--enable")
+    disabled = "etc/systemd/system/nvidia.service.wants/nvidia-fabricmanager.service"
+    (on / disabled).unlink()
+    every_way_ends_alike(tmp_path, two, on, "install")
+    run(two, "install", on)
+    wants = {path.name for path in (on / disabled).parent.iterdir()}
+    assert wants == {"nvidia-persistenced.service", "nvidia-cdi.service", "nvidia-health.service"}
 
 
 def test_a_later_version_says_so(bundles: Bundles, tmp_path: Path) -> None:

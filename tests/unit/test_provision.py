@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -182,6 +185,27 @@ def test_ansible_lint_finds_nothing(place: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("link", "unfinished", "installs"),
+    [(None, False, True), ("1.2.2", False, True), ("1.2.3", False, False), ("1.2.3", True, True)],
+)
+def test_the_role_installs_what_is_not_there_or_not_finished(
+    link: str | None, *, unfinished: bool, installs: bool
+) -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    tasks = yaml.safe_load((SOURCES / "ansible/roles/nvidiad/tasks/main.yml").read_text())
+    (task,) = (task for task in tasks if task["name"] == "Install the bundle")
+    registered = {task["register"] for task in tasks if "ansible.builtin.stat" in task}
+    said: dict[str, dict[str, object]] = {
+        "nvidiad_current": {"lnk_target": link} if link else {},
+        "nvidiad_unfinished": {"exists": unfinished},
+    }
+    environment = jinja2.Environment()
+    environment.filters["basename"] = os.path.basename
+    values = {name: {"stat": said[name]} for name in registered}
+    assert environment.compile_expression(task["when"])(nvidiad_version="1.2.3", **values) is installs
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck() -> None:
     run("shellcheck", SOURCES / "install.sh")
@@ -224,3 +248,49 @@ def test_a_bundle_of_another_hash_is_not_even_unpacked(tmp_path: Path) -> None:
     run(*command, digest)
     assert (tmp_path / "ran").exists()
     assert set(Path("/var/tmp").glob("nvidiad-install.*")) == left
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A bundle that does no more than to say that it was run."""
+    made = tmp_path / "files" / f"{NAME}.tar.gz"
+    (tmp_path / NAME).mkdir()
+    made.parent.mkdir()
+    (tmp_path / NAME / "install").write_text(f"#!/bin/sh\necho $* >{tmp_path}/ran\n")
+    (tmp_path / NAME / "install").chmod(0o755)
+    run("tar", "-czf", made, "-C", tmp_path, NAME)
+    return made
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install")
+def test_it_installs_where_nothing_can_be_run_from_var_tmp(small: Path, tmp_path: Path) -> None:
+    mounted = 'mount -t tmpfs -o noexec tmpfs /var/tmp && exec "$@"'
+    isolated = ["unshare", "--mount", "--propagation=private", "sh", "-c", mounted, "sh"]
+    digest = run("sha256sum", small).split()[0]
+    run(*isolated, SOURCES / "install.sh", f"file://{small}", digest, "--enable")
+    assert (tmp_path / "ran").read_text() == "--enable\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install")
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")
+def test_it_fetches_with_a_busybox_alone(small: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in run("busybox", "--list").split():
+        (programs / name).symlink_to("/bin/busybox")
+    digest = run("sha256sum", small).split()[0]
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(small.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{small.name}"
+        try:
+            run("/bin/sh", SOURCES / "install.sh", url, digest, PATH=str(programs), no_proxy="*")
+        finally:
+            server.shutdown()
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", CLOUD)
+def test_cloud_init_runs_nothing_in_var_tmp_by_its_mode(name: str, place: Path) -> None:
+    commands = yaml.safe_load((place / "cloud-init" / name).read_text())["runcmd"]
+    assert not [command for command in commands if command[0].startswith("/var/tmp")]
