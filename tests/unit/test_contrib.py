@@ -48,5 +48,5 @@ def test_a_misspelt_key_is_found(name: str, schema: str, tmp_path: Path) -> None
 
 
 def _validated(path: Path, schema: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, path]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)]
     return subprocess.run(command, capture_output=True, check=False)
