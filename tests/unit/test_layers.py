@@ -101,6 +101,9 @@ def header(**fields: Any) -> bytes:
         (header(type=b"x", size=20) + b"99 path=evil\n".ljust(512, b"\0"), "damaged"),
         (header(type=b"x", size=15) + b"15 size=xxxxxx\n".ljust(512, b"\0") + header(), "no number"),
         (header(type=b"x", size=12) + b"12 path=evil", "middle of an extended header"),
+        ((header(type=b"x", size=6) + b"6 a=b\n".ljust(512, b"\0")) * 65, "beyond all bounds"),
+        (archive(("a", {**LINK, "linkname": "b" * 5000})), "a path is beyond all bounds"),
+        (archive(("a" * 5000, b"")), "a path is beyond all bounds"),
     ],
 )
 def test_what_is_no_archive_is_refused(data: bytes, says: str) -> None:
@@ -113,6 +116,14 @@ def test_a_sparse_file_is_told_from_a_file() -> None:
     made = header(type=b"x", size=len(record)) + record.ljust(512, b"\0") + header() + bytes(1024)
     assert [each.sort for each in listed(made)] == [Sort.SPARSE]
     assert [each.sort for each in listed(header(type=b"S") + bytes(1024))] == [Sort.SPARSE]
+
+
+def test_of_an_extended_header_only_what_is_needed_is_kept() -> None:
+    made = archive(("etc/x", {"pax_headers": {"comment": "a" * 1000, "path": "b", "mtime": "1.5"}}))
+    stream = Stream(iter([made]))
+    archived = tar.members(stream.read, stream.skip)
+    assert next(archived).name == "b"
+    assert tar._records(b"19 comment=" + b"a" * 7 + b"\n" + b"10 path=b\n") == {"path": "b"}
 
 
 # -- paths -------------------------------------------------------------------------------------------
@@ -141,7 +152,9 @@ def test_only_what_may_concern_a_tree_has_a_path(name: str, path: str) -> None:
 
 
 def test_a_path_beyond_all_bounds_is_refused() -> None:
-    for name in (f"opt/nvidia/{'a/' * 100}", f"opt/nvidia/{'a' * 5000}"):
+    inside = f"{'a/' * 32}{'b' * 900}"
+    assert layers.path_of(f"{TREE}/{inside}") == f"{TREE}/{inside}"
+    for name in (f"{TREE}/a/{inside}", f"opt/nvidia/{'a' * 1500}"):
         with pytest.raises(ValueError, match="too long"):
             layers.path_of(name)
 
@@ -396,6 +409,15 @@ def test_no_more_is_written_than_an_image_may_have(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10_000
     many = archive(*((f"{TREE}/f{number}", FOLDER) for number in range(20)))
     assert failure_of(tmp_path, many, bounds=Bounds(10_000, 9)).code is Code.MANIFEST_INVALID
+
+
+def test_no_more_is_listed_than_memory_has_room_for(tmp_path: Path) -> None:
+    flat = [(f"{TREE}/{'a/' * 20}{number}", FOLDER) for number in range(50)]
+    deep = [(f"{TREE}/{number}/{'a/' * 20}b", FOLDER) for number in range(50)]
+    bounds = Bounds(0, 100, 100_000)
+    assert len(unpacked(tmp_path, archive(*flat), bounds=bounds)) == 50
+    told = failure_of(tmp_path, archive(*deep), bounds=bounds)
+    assert told.code is Code.MANIFEST_INVALID and "paths" in told.sentence
 
 
 def test_of_several_layers_the_one_that_failed_is_told(tmp_path: Path) -> None:
