@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nvidiad.world.places import Places
 
 _CONFIG_AT_MOST = 4 << 20
+_OF_CONTENT = (Code.IMAGE_CORRUPT, Code.IMAGE_FOREIGN, Code.MANIFEST_INVALID)
 # Nobody waits for the bytes of an image whose bandwidth is limited for longer than that.
 _LONGEST = 30 * 86400.0
 
@@ -181,9 +182,10 @@ class DirectImages:
             try:
                 return unpack(places.places, layers, directory, bounds, patience, watch)
             except Failure as failure:
-                if failure.code is not Code.IMAGE_CORRUPT or len(places.places) == 1:
+                if failure.code not in _OF_CONTENT or len(places.places) == 1:
                     raise
-            # Some mirror has given something else: then all of it from the registry itself.
+            # Some mirror has given something else, which nobody need have hashed to its end to refuse it:
+            # then all of it from the registry itself.
             for left in directory.iterdir():
                 left.unlink()
             patience = replace(patience, stop=threading.Event())

@@ -59,7 +59,12 @@ class Patience(Value):
     """Another part of the same image has failed."""
     deadline: float
     total: float
+    """Seconds; when half of them are over, nothing more comes from a place but the last one."""
     pace: Pace | None = None
+
+    def until(self, *, last: bool) -> float:
+        """When a place has to be done: the others leave the last one time for all of it."""
+        return self.deadline if last else self.deadline - self.total / 2
 
 
 def pieces(
@@ -71,7 +76,9 @@ def pieces(
     """
     done = vain = 0
     for tries, place in enumerate(itertools.cycle(places), 1):
-        before = done
+        before, last = done, place is places[-1]
+        if not last and time.monotonic() > patience.until(last=False):
+            continue
         try:
             with place.flow(blob.digest, f"bytes={done}-" if done else "") as flow:
                 for piece in _rest(flow, blob, done):
@@ -82,6 +89,9 @@ def pieces(
                     _go_on(blob, patience, len(piece))
                     came(len(piece))
                     yield piece
+                    if done < blob.size and not last and time.monotonic() > patience.until(last=False):
+                        detail = f"'{place.name}' is too slow"
+                        raise refusals.failure(Code.REGISTRY_STALLED, blob.what, detail)
             if done == blob.size:
                 return
             detail = f"the connection ended after {done} of {blob.size} bytes"

@@ -9,7 +9,9 @@ import io
 import json
 import socket
 import tarfile
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +27,17 @@ from nvidiad.thought.distribution import Document
 from nvidiad.thought.layouts import Form, Kept
 from nvidiad.thought.settings import Engine, Settings
 from nvidiad.world import credentials
-from nvidiad.world.direct import DirectImages
+from nvidiad.world.direct import DirectImages, Held
 from nvidiad.world.dockerd import Timeouts
+from nvidiad.world.downloads import Patience
 from nvidiad.world.layouts import LocalStores
 from nvidiad.world.places import Places, Registries
-from nvidiad.world.registry import Limits
+from nvidiad.world.registry import Flow, Limits
 from nvidiad.world.trees import Trees
 from tests.payload import builder, image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -347,6 +350,47 @@ def test_what_nobody_waits_for_keeps_its_bandwidth(tmp_path: Path) -> None:
     # Longer than the limit for all of it, to which the bandwidth adds.
     images.install(what, made.digest, Trees(tmp_path / "opt"), lambda _: None, gentle=True)
     assert 0.5 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("name", ["too much", "unreadable", "no archive"])
+def test_what_a_mirror_gives_is_no_fault_of_the_image(tmp_path: Path, name: str) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as made:
+        for number in range(200):
+            made.addfile(tarfile.TarInfo(f"opt/nvidia/535.1/1.0/{number}"))
+    wrong = {
+        "too much": gzip.compress(out.getvalue()),
+        "unreadable": b"\x28\xb5\x2f\xfd" + bytes(100),
+        "no archive": b"<html>" * 300,
+    }[name]
+    right = gzip.compress(bytes(1024)) + bytes(2000)
+    digest = f"sha256:{hashlib.sha256(right).hexdigest()}"
+
+    class Has:
+        name = "place"
+
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+            self.asked = 0
+
+        @contextmanager
+        def flow(self, *_: str) -> Iterator[Flow]:
+            self.asked += 1
+            yield Flow(200, {}, io.BytesIO(self.content).read)
+
+        def close(self) -> None:
+            pass
+
+    class Source:
+        def open(self, *_: Any) -> Any:
+            return Places([mirror, registry])  # type: ignore[list-item]
+
+    mirror, registry = Has(wrong), Has(right)
+    held = Held(parcels.Parcel(DIGEST, DIGEST, ((digest, len(right)),)), {}, (), 1000, 10)
+    images = DirectImages(Source(), Timeouts(1, 5, 30))  # type: ignore[arg-type]
+    patience = Patience(threading.Event(), time.monotonic() + 30, 30)
+    assert images._fetch("r.example/nv:1", held, tmp_path, patience, lambda _: None) == {}
+    assert (mirror.asked, registry.asked) == (1, 1)
 
 
 # -- credential helpers ------------------------------------------------------------------------------

@@ -266,6 +266,18 @@ def test_the_next_place_goes_on_where_another_ended() -> None:
         assert download([Place(CONTENT, *[wrong] * 9), Place(CONTENT)], CONTENT) == CONTENT
 
 
+def test_a_slow_mirror_leaves_its_registry_time() -> None:
+    class Slow(Place):
+        @contextmanager
+        def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
+            with super().flow(digest, part) as flow:
+                yield Flow(flow.status, {}, lambda _: time.sleep(0.1) or flow.read(10))
+
+    mirror, registry = Slow(CONTENT), Place(CONTENT)
+    assert download([mirror, registry], CONTENT, seconds=2) == CONTENT
+    assert mirror.asked == [""] and len(registry.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("answers", "size", "code"),
     [
