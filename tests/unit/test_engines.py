@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -22,7 +23,7 @@ from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import EngineKind, Kind
 from nvidiad.nouns.value import replace
-from nvidiad.thought import layouts, parcels, refusals
+from nvidiad.thought import cosign, distribution, layouts, parcels, refusals
 from nvidiad.thought.distribution import Document
 from nvidiad.thought.layouts import Form, Kept
 from nvidiad.thought.settings import Engine, Settings
@@ -30,10 +31,12 @@ from nvidiad.world import credentials
 from nvidiad.world.direct import DirectImages, Held
 from nvidiad.world.dockerd import Timeouts
 from nvidiad.world.downloads import Patience
+from nvidiad.world.keys import PublicKeys
 from nvidiad.world.layouts import LocalStores
 from nvidiad.world.places import Places, Registries
 from nvidiad.world.registry import Flow, Limits
 from nvidiad.world.trees import Trees
+from nvidiad.world.vouchers import Vouchers
 from tests.payload import builder, image
 
 if TYPE_CHECKING:
@@ -350,6 +353,54 @@ def test_what_nobody_waits_for_keeps_its_bandwidth(tmp_path: Path) -> None:
     # Longer than the limit for all of it, to which the bandwidth adds.
     images.install(what, made.digest, Trees(tmp_path / "opt"), lambda _: None, gentle=True)
     assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_signature_of_yesterday_on_a_mirror_hides_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signed:
+        name = "place"
+
+        def __init__(self, *signatures: bytes) -> None:
+            self.signed = bool(signatures)
+            self.payload = cosign.payload("r.example/nv", DIGEST)
+            said = [
+                {
+                    "mediaType": cosign.PAYLOAD,
+                    "digest": distribution.digest_of(self.payload),
+                    "size": len(self.payload),
+                    "annotations": {"dev.cosignproject.cosign/signature": base64.b64encode(each).decode()},
+                }
+                for each in signatures
+            ]
+            self.document = Document(distribution.OCI_MANIFEST, json.dumps({"layers": said}).encode())
+
+        def head(self, reference: str) -> str | None:
+            if not self.signed:
+                fails()
+            return self.document.digest if reference == cosign.tag(DIGEST) else None
+
+        def manifest(self, _: str) -> Document:
+            return self.document
+
+        def blob(self, *_: object) -> bytes:
+            return self.payload
+
+        def referrers(self, _: str) -> tuple[tuple[str, str], ...]:
+            return ()
+
+        def close(self) -> None:
+            pass
+
+    def found(*places: Any) -> list[bytes]:
+        monkeypatch.setattr(PublicKeys, "read", lambda _: None)
+        monkeypatch.setattr(Registries, "beside", lambda *_: Places(places))
+        asked = Registries(None, {})
+        vouchers = Vouchers((), Path("/"), required=True, registries=asked, limits=Limits())
+        return [seal.signature for seal in vouchers.seals("r.example/nv:1", DIGEST)]
+
+    assert found(Signed(b"old"), Signed(b"old", b"new")) == [b"old", b"new"]
+    assert found(Signed(), Signed(b"new")) == [b"new"]
+    with pytest.raises(Failure):
+        found(Signed(b"old"), Signed())
 
 
 @pytest.mark.parametrize("name", ["too much", "unreadable", "no archive"])

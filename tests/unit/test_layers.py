@@ -271,7 +271,12 @@ def test_a_slow_mirror_leaves_its_registry_time() -> None:
         @contextmanager
         def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
             with super().flow(digest, part) as flow:
-                yield Flow(flow.status, {}, lambda _: time.sleep(0.1) or flow.read(10))
+
+                def read(_: int) -> bytes:
+                    time.sleep(0.1)
+                    return flow.read(10)
+
+                yield Flow(flow.status, {}, read)
 
     mirror, registry = Slow(CONTENT), Place(CONTENT)
     assert download([mirror, registry], CONTENT, seconds=2) == CONTENT
