@@ -101,8 +101,10 @@ class Registries(Value):
         for url in self.mirrors.get(registry, ()):
             scheme, _, place = url.partition("://")
             host = place.partition("/")[0]
-            # What is wrong with the credentials of a mirror is no reason to ask nobody.
-            auth = credentials(self.auth_file, host)
+            try:
+                auth = credentials(self.auth_file, host)
+            except Failure:
+                continue  # what is wrong with the credentials of a mirror is no reason to ask nobody
             plain = scheme == "http"
             found.append(Repository(f"{place.rstrip('/')}/{path}", auth, limits=half, insecure=plain))
         return Places([*found, Repository(repository, credentials(self.auth_file, registry), limits=limits)])

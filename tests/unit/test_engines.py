@@ -112,6 +112,16 @@ def test_mirrors_come_first_by_the_path_of_the_repository() -> None:
     assert len(asked.open("other.example/nv", Limits()).places) == 1
 
 
+def test_a_mirror_whose_credentials_are_none_is_left_out(tmp_path: Path) -> None:
+    auth = tmp_path / "auth.json"
+    auth.write_text('{"credHelpers": {"mirror.example": "nowhere"}}')
+    mirrors = {"registry.example": ("https://mirror.example", "https://other.example")}
+    found = Registries(auth, mirrors).open("registry.example/nv", Limits())
+    assert [place.name for place in found.places] == ["other.example/nv", "registry.example/nv"]
+    with pytest.raises(Failure):
+        Registries(auth, mirrors).open("mirror.example/nv", Limits())
+
+
 class Asked:
     """A place that answers everything in one way."""
 
