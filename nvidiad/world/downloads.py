@@ -102,7 +102,8 @@ def pieces(
             again = failure.code is Code.REGISTRY_UNREACHABLE and vain < _IN_VAIN * len(places)
             if not (elsewhere or again) or tries >= _IN_ALL:
                 raise
-            patience.stop.wait(_PAUSE * 2**vain)
+            pause = min(_PAUSE * 2 ** min(vain, 6), patience.deadline - time.monotonic())
+            patience.stop.wait(max(0, pause))
             _go_on(blob, patience, 0)
 
 

@@ -283,6 +283,27 @@ def test_a_slow_mirror_leaves_its_registry_time() -> None:
     assert mirror.asked == [""] and len(registry.asked) == 1
 
 
+def test_pauses_end_with_the_time_for_all_of_it() -> None:
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0)
+            return False
+
+    def pause(count: int, seconds: float) -> None:
+        waited.clear()
+        places: list[Any] = [Place(CONTENT, *[(200, 0, CUT)] * 64) for _ in range(count)]
+        patient = Patience(Watched(), time.monotonic() + seconds, seconds)
+        with pytest.raises(Failure):
+            list(downloads.pieces(places, Blob(digest(CONTENT), 10, WHAT), patient, lambda _: None))
+        assert waited
+
+    waited: list[float] = []
+    pause(5, 1000)
+    assert max(waited) < 15
+    pause(5, 1)
+    assert max(waited) <= 1
+
+
 @pytest.mark.parametrize(
     ("answers", "size", "code"),
     [
