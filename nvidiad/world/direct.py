@@ -188,5 +188,6 @@ class DirectImages:
             # then all of it from the registry itself.
             for left in directory.iterdir():
                 left.unlink()
-            patience = replace(patience, stop=threading.Event())
+            pace = Pace(self._bandwidth) if patience.pace else None
+            patience = replace(patience, stop=threading.Event(), pace=pace)
             return unpack(places.places[-1:], layers, directory, bounds, patience, watch)

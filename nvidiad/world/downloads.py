@@ -56,7 +56,7 @@ class Patience(Value):
     """When a download ends though it has not come to its end."""
 
     stop: threading.Event
-    """Another part of the same image has failed."""
+    """Another part of the same image has failed, or nobody wants it any more."""
     deadline: float
     total: float
     """Seconds; when half of them are over, nothing more comes from a place but the last one."""
@@ -65,6 +65,12 @@ class Patience(Value):
     def until(self, *, last: bool) -> float:
         """When a place has to be done: the others leave the last one time for all of it."""
         return self.deadline if last else self.deadline - self.total / 2
+
+    def end(self) -> None:
+        """Whoever downloads is to give up, also while the pace makes it wait."""
+        self.stop.set()
+        if self.pace is not None:
+            self.pace.end()
 
 
 def pieces(

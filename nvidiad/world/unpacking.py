@@ -76,14 +76,21 @@ def unpack(
         try:
             return _layer(places, wanted[number], f"{directory}/{number}-", room, patience, came.add)
         except BaseException:
-            patience.stop.set()  # the others come to nothing
+            patience.end()  # the others come to nothing
             raise
 
     with ThreadPoolExecutor(min(AT_A_TIME, len(wanted)) or 1, "layer") as pool:
         working = [pool.submit(one, number) for number in range(len(wanted))]
-        while wait(working, _TELL_EVERY).not_done:
+        try:
+            while wait(working, _TELL_EVERY).not_done:
+                watch(came.bytes)
             watch(came.bytes)
-        watch(came.bytes)
+        except BaseException:
+            # The pool is not left before all of them have ended.
+            patience.end()
+            for each in working:
+                each.cancel()
+            raise
         failed = [error for each in working if (error := each.exception()) is not None]
     if failed:
         # The one that is not a consequence of another.

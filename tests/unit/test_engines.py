@@ -33,6 +33,7 @@ from nvidiad.world.dockerd import Timeouts
 from nvidiad.world.downloads import Patience
 from nvidiad.world.keys import PublicKeys
 from nvidiad.world.layouts import LocalStores
+from nvidiad.world.pace import Pace
 from nvidiad.world.places import Places, Registries
 from nvidiad.world.registry import Flow, Limits
 from nvidiad.world.trees import Trees
@@ -448,8 +449,8 @@ def test_what_a_mirror_gives_is_no_fault_of_the_image(tmp_path: Path, name: str)
 
     mirror, registry = Has(wrong), Has(right)
     held = Held(parcels.Parcel(DIGEST, DIGEST, ((digest, len(right)),)), {}, (), 1000, 10)
-    images = DirectImages(Source(), Timeouts(1, 5, 30))  # type: ignore[arg-type]
-    patience = Patience(threading.Event(), time.monotonic() + 30, 30)
+    images = DirectImages(Source(), Timeouts(1, 5, 30), bandwidth=1 << 20)  # type: ignore[arg-type]
+    patience = Patience(threading.Event(), time.monotonic() + 30, 30, Pace(1 << 20))
     assert images._fetch("r.example/nv:1", held, tmp_path, patience, lambda _: None) == {}
     assert (mirror.asked, registry.asked) == (1, 1)
 

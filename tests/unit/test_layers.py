@@ -458,6 +458,36 @@ def test_no_more_is_listed_than_memory_has_room_for(tmp_path: Path) -> None:
     assert told.code is Code.MANIFEST_INVALID and "paths" in told.sentence
 
 
+@pytest.mark.parametrize("who", ["the caller", "another layer"])
+def test_whoever_waits_for_bytes_is_let_go_when_it_is_over(tmp_path: Path, who: str) -> None:
+    class Slow(Pace):
+        def take(self, count: int) -> bool:
+            if count < 1000:
+                return waiting.wait(10)
+            waiting.set()
+            return super().take(count)
+
+    class Many(Place):
+        @contextmanager
+        def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
+            with Place(known[digest]).flow(digest, part) as flow:
+                yield Flow(200, {}, flow.read)
+
+    def watch(_: int) -> None:
+        if who == "the caller":
+            raise KeyboardInterrupt
+
+    waiting = threading.Event()
+    layer = CONTENT if who == "the caller" else b"no archive" * 60
+    known = {digest(each): each for each in (layer, CONTENT * 10)}
+    wanted = [Layer(Blob(name, len(data), WHAT)) for name, data in known.items()]
+    places: list[Any] = [Many(b"")]
+    began = time.monotonic()
+    with pytest.raises((KeyboardInterrupt, Failure)):
+        unpacking.unpack(places, wanted, tmp_path, Bounds(1, 9), patience(pace=Slow(100)), watch)
+    assert time.monotonic() - began < 5
+
+
 def test_of_several_layers_the_one_that_failed_is_told(tmp_path: Path) -> None:
     good = [archive((f"{TREE}/{name}", bytes(200_000))) for name in "abcd"]
     told = failure_of(tmp_path, *good, zlib.compress(b"no archive") + bytes(600))
