@@ -489,6 +489,25 @@ def test_what_a_helper_does_is_taken_or_told(
     assert (found and found["password"]) == expected
 
 
+def test_a_helper_gets_the_way_to_its_cloud_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_PLACES", (str(tmp_path),))
+    passed = {"HTTPS_PROXY": "a", "no_proxy": "b", "SSL_CERT_FILE": "c", "AWS_REGION": "d"}
+    for name, value in (passed | {"LD_LIBRARY_PATH": "x", "PYTHONPATH": "y", "XAWS_REGION": "z"}).items():
+        monkeypatch.setenv(name, value)
+    program, auth = tmp_path / "docker-credential-bed", tmp_path / "auth.json"
+    program.write_text(
+        f"#!/bin/sh\nenv >{tmp_path}/told\necho credentials not found in native keychain; exit 1"
+    )
+    program.chmod(0o755)
+    auth.write_text('{"credsStore": "bed"}')
+    assert credentials.credentials(auth, "r.example") is None
+    told = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines())
+    assert passed.items() <= told.items() and told["HOME"] == "/root"
+    assert not told.keys() & {"LD_LIBRARY_PATH", "PYTHONPATH", "XAWS_REGION"}
+
+
 def test_a_helper_that_is_not_there_is_a_fault_of_the_file(tmp_path: Path) -> None:
     auth = tmp_path / "auth.json"
     auth.write_text('{"credHelpers": {"r.example": "nowhere"}}')
