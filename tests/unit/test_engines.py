@@ -310,6 +310,18 @@ def test_what_is_no_image_is_told_apart(said: dict[str, object], code: Code) -> 
     assert caught.value.code is code
 
 
+def test_a_file_that_has_become_another_is_not_the_image_that_was_asked_for(tmp_path: Path) -> None:
+    saved = tmp_path / "saved.tar"
+    what = f"docker-archive:{saved}"
+    images = DirectImages(LocalStores(what, Kept(Form.DOCKER, str(saved), "")), Timeouts(1, 5, 30))
+    saved.write_bytes(image.image(tree(tmp_path / "made")).archive("nv:1"))
+    digest = images.resolve(what)
+    saved.write_bytes(image.image(builder.cuda_payload(tmp_path / "other", "12.4.1")).archive("nv:1"))
+    with pytest.raises(Failure) as caught:
+        images.labels(what, digest)
+    assert caught.value.code is Code.IMAGE_CORRUPT
+
+
 def test_labels_cannot_name_a_place_outside(tmp_path: Path) -> None:
     for version in ("../../etc", "", "a/b", "current"):
         said = {"io.nvidiad.driver": version, "io.nvidiad.os.version": "3975.2.0"}
