@@ -20,11 +20,13 @@ SETUID = "bin/nvidia-modprobe"
 MAX_ENTRIES = 100_000
 MAX_DEPTH = 32
 """Directories around a file: each has a path, and those of a manifest of deep ones would fill any memory."""
+MAX_LENGTH = 1024
+"""Characters of a path."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MODE = re.compile(r"0[0-7]{3}")
 # A shell reads manifests too: no quote, no backslash, nothing that a terminal or a locale takes for more.
-_PATH = re.compile(r"[ !#-\[\]-~]{1,1024}")
+_PATH = re.compile(rf"[ !#-\[\]-~]{{1,{MAX_LENGTH}}}")
 
 _FILE_FIELDS = ("path", "type", "mode", "size", "sha256")
 _LINK_FIELDS = ("path", "type", "target")

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns import naming
-from nvidiad.nouns.entries import FileEntry
+from nvidiad.nouns.entries import MAX_DEPTH, MAX_LENGTH, FileEntry
 from nvidiad.nouns.errors import Code, Permanent
 from nvidiad.nouns.value import Value
 from nvidiad.thought.pull import clean
@@ -22,7 +22,8 @@ TOP = "opt"
 _TREES = ("opt/nvidia", "opt/cuda")
 _PLACE = re.compile(rf"(opt/nvidia/[^/]+/[^/]+|opt/cuda/[^/]+)/{re.escape(naming.MANIFEST)}")
 _GONE, _OPAQUE = ".wh.", ".wh..wh..opq"
-_DEEPEST, _LONGEST = 64, 2048
+# Of a path in a manifest, and of the place of the tree before it.
+_DEEPEST, _LONGEST = MAX_DEPTH + 1 + 4, MAX_LENGTH + 150
 
 
 class Content(Value):

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 _HEADER_AT_MOST = 1 << 20
-"""Bytes of an extended header: a path has some thousand at most."""
-_EXTENDED_AT_MOST = 1 << 16
+"""Bytes of an extended header: attributes of a file may be in it, of 64 KiB each."""
+_EXTENDED_AT_MOST = 64
 """Extended headers before one member."""
+_PATH_AT_MOST = 4096
+"""Characters of a name or of a target: the kernel takes no more bytes."""
 _SIZE_AT_MOST = 1 << 50
 _REGULAR = (b"0", b"\0", b"7")
+_SPARSE = "GNU.sparse"
+_KEPT = (b"path", b"linkpath", b"size")
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -105,6 +109,8 @@ def _member(block: bytes, kind: bytes, size: int, extended: dict[str, str]) -> M
     prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
     name = extended.get("path", f"{prefix}/{name}" if prefix else name)
     target = extended.get("linkpath", _text(block[157:257]))
+    if max(len(name), len(target)) > _PATH_AT_MOST:
+        raise ValueError("a path is beyond all bounds")
     if "size" in extended:
         if not _NUMBER.fullmatch(extended["size"]):
             raise ValueError("a size is no number")
@@ -114,7 +120,7 @@ def _member(block: bytes, kind: bytes, size: int, extended: dict[str, str]) -> M
     sort = Sort.FILE if kind in _REGULAR else _SORTS.get(kind, Sort.OTHER)
     if sort is Sort.FILE and name.endswith("/"):
         sort = Sort.DIRECTORY  # so it is in archives from before POSIX
-    if sort is Sort.FILE and any(key.startswith("GNU.sparse") for key in extended):
+    if sort is Sort.FILE and _SPARSE in extended:
         sort = Sort.SPARSE
     # What has no content may say a size all the same; that of a hard link may be the file's.
     has_content = sort in (Sort.FILE, Sort.SPARSE, Sort.OTHER)
@@ -157,7 +163,10 @@ def _padded(read: Callable[[int], bytes], size: int) -> bytes:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """The records of an extended header (POSIX.1-2001): `LENGTH KEY=VALUE` and a line feed each."""
+    """The records of an extended header (POSIX.1-2001): `LENGTH KEY=VALUE` and a line feed each.
+
+    Only what is of interest here is kept: the rest could fill any memory.
+    """
     found: dict[str, str] = {}
     at = 0
     while at < len(data) and data[at] != 0:
@@ -169,6 +178,9 @@ def _records(data: bytes) -> dict[str, str]:
         key, equals, value = record[space - at + 1 : -1].partition(b"=")
         if not equals:
             raise ValueError("an extended header is damaged")
-        found[key.decode("utf-8", "replace")] = _text(value)
+        if key in _KEPT:
+            found[key.decode()] = _text(value)
+        elif key.startswith(_SPARSE.encode()):
+            found[_SPARSE] = ""
         at += length
     return found

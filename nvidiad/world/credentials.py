@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from nvidiad.nouns.errors import Code, Failure, Transient
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SECONDS = 30.0
+# How a helper gets to its cloud, and who it is there.
+_PASSED = re.compile(
+    r"(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_(FILE|DIR)|(AWS|AZURE|GOOGLE)_[A-Z0-9_]+", re.ASCII
+)
 _PLACES = ("/usr/local/bin", "/opt/bin", *process.PATH.split(":"))
 
 
@@ -40,11 +45,13 @@ def _helped(helper: str, source: str, registry: str) -> dict[str, str] | None:
     if not program:
         raise pulling.bad_file(source, f"it names '{name}', which is in none of {', '.join(_PLACES)}")
     try:
-        # Helpers of clouds keep what they know below a home directory.
         told = process.run(
-            ["/usr/bin/env", "HOME=/root", program, "get"],
+            [program, "get"],
             timeout=_SECONDS,
             input=f"{pulling.server_name(registry)}\n",
+            # Helpers of clouds keep what they know below a home directory.
+            environment={"HOME": "/root"}
+            | {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)},
         )
     except Failure as failure:
         raise _refused(name, registry, failure.sentence) from None

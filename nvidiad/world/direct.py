@@ -25,6 +25,7 @@ from nvidiad.world.unpacking import Bounds, Layer, unpack
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nvidiad.thought.distribution import Document
     from nvidiad.thought.layers import Kept
     from nvidiad.thought.parcels import Parcel
     from nvidiad.verbs.ports import Trees
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from nvidiad.world.places import Places
 
 _CONFIG_AT_MOST = 4 << 20
+_OF_CONTENT = (Code.IMAGE_CORRUPT, Code.IMAGE_FOREIGN, Code.MANIFEST_INVALID)
 # Nobody waits for the bytes of an image whose bandwidth is limited for longer than that.
 _LONGEST = 30 * 86400.0
 
@@ -142,9 +144,9 @@ class DirectImages:
             return known
         machine = os.uname().machine
         with closing(self._source.open(reference, self._timeouts.total)) as places:
-            document = places.manifest(digest)
+            document = _manifest(places, digest, reference)
             if one := parcels.inner(document, machine, reference):
-                document = places.manifest(one)
+                document = _manifest(places, one, reference)
             parcel = parcels.parcel(document, reference)
             config = places.blob(parcel.config, _CONFIG_AT_MOST)
         contents = parcels.unpacked(config)
@@ -181,10 +183,21 @@ class DirectImages:
             try:
                 return unpack(places.places, layers, directory, bounds, patience, watch)
             except Failure as failure:
-                if failure.code is not Code.IMAGE_CORRUPT or len(places.places) == 1:
+                if failure.code not in _OF_CONTENT or len(places.places) == 1:
                     raise
-            # Some mirror has given something else: then all of it from the registry itself.
+            # Some mirror has given something else, which nobody need have hashed to its end to refuse it:
+            # then all of it from the registry itself.
             for left in directory.iterdir():
                 left.unlink()
-            patience = replace(patience, stop=threading.Event())
+            pace = Pace(self._bandwidth) if patience.pace else None
+            patience = replace(patience, stop=threading.Event(), pace=pace)
             return unpack(places.places[-1:], layers, directory, bounds, patience, watch)
+
+
+def _manifest(places: Places, digest: str, reference: str) -> Document:
+    """What has this digest, also where it comes from a file that is another one by now."""
+    document = places.manifest(digest)
+    if document.digest != digest:
+        detail = f"what is there for {digest} has {document.digest}"
+        raise refusals.failure(Code.IMAGE_CORRUPT, reference, detail)
+    return document

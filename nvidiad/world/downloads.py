@@ -56,10 +56,21 @@ class Patience(Value):
     """When a download ends though it has not come to its end."""
 
     stop: threading.Event
-    """Another part of the same image has failed."""
+    """Another part of the same image has failed, or nobody wants it any more."""
     deadline: float
     total: float
+    """Seconds; when half of them are over, nothing more comes from a place but the last one."""
     pace: Pace | None = None
+
+    def until(self, *, last: bool) -> float:
+        """When a place has to be done: the others leave the last one time for all of it."""
+        return self.deadline if last else self.deadline - self.total / 2
+
+    def end(self) -> None:
+        """Whoever downloads is to give up, also while the pace makes it wait."""
+        self.stop.set()
+        if self.pace is not None:
+            self.pace.end()
 
 
 def pieces(
@@ -71,7 +82,9 @@ def pieces(
     """
     done = vain = 0
     for tries, place in enumerate(itertools.cycle(places), 1):
-        before = done
+        before, last = done, place is places[-1]
+        if not last and time.monotonic() > patience.until(last=False):
+            continue
         try:
             with place.flow(blob.digest, f"bytes={done}-" if done else "") as flow:
                 for piece in _rest(flow, blob, done):
@@ -82,6 +95,9 @@ def pieces(
                     _go_on(blob, patience, len(piece))
                     came(len(piece))
                     yield piece
+                    if done < blob.size and not last and time.monotonic() > patience.until(last=False):
+                        detail = f"'{place.name}' is too slow"
+                        raise refusals.failure(Code.REGISTRY_STALLED, blob.what, detail)
             if done == blob.size:
                 return
             detail = f"the connection ended after {done} of {blob.size} bytes"
@@ -92,7 +108,8 @@ def pieces(
             again = failure.code is Code.REGISTRY_UNREACHABLE and vain < _IN_VAIN * len(places)
             if not (elsewhere or again) or tries >= _IN_ALL:
                 raise
-            patience.stop.wait(_PAUSE * 2**vain)
+            pause = min(_PAUSE * 2 ** min(vain, 6), patience.deadline - time.monotonic())
+            patience.stop.wait(max(0, pause))
             _go_on(blob, patience, 0)
 
 

@@ -8,6 +8,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+_OVER = "there is no more time for it"
+
 
 class Lines:
     """The connections of a registry, which are cut when the time for all of its requests is over.
@@ -51,6 +53,10 @@ class Lines:
 
     def _opened(self, line: socket.socket) -> None:
         with self._held:
+            # The time may have ended while a name was looked up, or while it was connected.
+            if self.cut:
+                line.close()
+                raise OSError(_OVER)
             self._lines.append(line.dup())
 
     def _watched(self, kind: Any) -> Any:
@@ -59,7 +65,7 @@ class Lines:
         class Line(kind.ConnectionCls):  # type: ignore[misc]
             def _new_conn(self) -> socket.socket:
                 if lines.cut:
-                    raise OSError("there is no more time for it")
+                    raise OSError(_OVER)
                 opened: socket.socket = super()._new_conn()
                 lines._opened(opened)
                 return opened

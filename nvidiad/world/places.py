@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nvidiad.nouns import compatibility
 from nvidiad.nouns.errors import Code, Failure
-from nvidiad.nouns.value import Value
+from nvidiad.nouns.value import Value, replace
 from nvidiad.thought import distribution, refusals
 from nvidiad.thought import pull as pulling
 from nvidiad.world.credentials import credentials
@@ -96,13 +96,17 @@ class Registries(Value):
         registry = pulling.parse_reference(f"{repository}:tag").registry
         path = distribution.path_of(repository, registry)
         found: list[Place] = []
+        # As in `Patience`: the registry has time left after the slowest of mirrors.
+        half = replace(limits, whole=limits.whole / 2)
         for url in self.mirrors.get(registry, ()):
             scheme, _, place = url.partition("://")
             host = place.partition("/")[0]
-            # What is wrong with the credentials of a mirror is no reason to ask nobody.
-            auth = credentials(self.auth_file, host)
+            try:
+                auth = credentials(self.auth_file, host)
+            except Failure:
+                continue  # what is wrong with the credentials of a mirror is no reason to ask nobody
             plain = scheme == "http"
-            found.append(Repository(f"{place.rstrip('/')}/{path}", auth, limits=limits, insecure=plain))
+            found.append(Repository(f"{place.rstrip('/')}/{path}", auth, limits=half, insecure=plain))
         return Places([*found, Repository(repository, credentials(self.auth_file, registry), limits=limits)])
 
 

@@ -15,7 +15,7 @@ from nvidiad.nouns.errors import Code, Permanent, Transient
 from nvidiad.nouns.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # A program that is started by a daemon's bundled Python must not see that Python's search paths.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -53,9 +53,18 @@ def quoted(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
-def run(argv: Sequence[str], *, timeout: float, input: str | None = None) -> Finished:  # noqa: A002
-    """Run a program to its end; a Failure when it is not there or does not end in time."""
-    child = _start(argv, input)
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    input: str | None = None,  # noqa: A002
+    environment: Mapping[str, str] | None = None,
+) -> Finished:
+    """Run a program to its end; a Failure when it is not there or does not end in time.
+
+    What `environment` says comes on top of what every program gets.
+    """
+    child = _start(argv, input, environment=environment)
     try:
         out, err = child.communicate(input, timeout)
     except subprocess.TimeoutExpired as error:
@@ -144,6 +153,7 @@ def _start(
     argv: Sequence[str],
     input: str | None,  # noqa: A002
     stderr: int = subprocess.PIPE,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
@@ -153,7 +163,7 @@ def _start(
             stderr=stderr,
             encoding="utf-8",
             errors="replace",
-            env={"PATH": PATH, "LC_ALL": LOCALE},
+            env={"PATH": PATH, "LC_ALL": LOCALE, **(environment or {})},
             cwd="/",
             umask=0o022,
             start_new_session=True,

@@ -31,6 +31,10 @@ AT_A_TIME = 3
 """Layers, as container engines have it."""
 _WRITTEN = 1 << 20
 _TELL_EVERY = 0.25
+_NAMES = 128 << 20
+"""Bytes of memory for what all layers list: what comes has no digest yet that anybody has checked."""
+_EACH = 512
+"""Bytes of memory for an item or a directory, besides its path."""
 
 
 class Bounds(Value):
@@ -38,6 +42,8 @@ class Bounds(Value):
 
     bytes: int
     items: int
+    names: int = _NAMES
+    """Bytes of memory."""
 
 
 class Layer(Value):
@@ -70,14 +76,21 @@ def unpack(
         try:
             return _layer(places, wanted[number], f"{directory}/{number}-", room, patience, came.add)
         except BaseException:
-            patience.stop.set()  # the others come to nothing
+            patience.end()  # the others come to nothing
             raise
 
     with ThreadPoolExecutor(min(AT_A_TIME, len(wanted)) or 1, "layer") as pool:
         working = [pool.submit(one, number) for number in range(len(wanted))]
-        while wait(working, _TELL_EVERY).not_done:
+        try:
+            while wait(working, _TELL_EVERY).not_done:
+                watch(came.bytes)
             watch(came.bytes)
-        watch(came.bytes)
+        except BaseException:
+            # The pool is not left before all of them have ended.
+            patience.end()
+            for each in working:
+                each.cancel()
+            raise
         failed = [error for each in working if (error := each.exception()) is not None]
     if failed:
         # The one that is not a consequence of another.
@@ -109,12 +122,15 @@ class _Room:
         self._bounds = bounds
         self._held = threading.Lock()
 
-    def take(self, count: int, items: int) -> None:
+    def take(self, count: int, items: int, names: int = 0) -> None:
         with self._held:
-            self._left = Bounds(self._left.bytes - count, self._left.items - items)
-            if self._left.bytes < 0 or self._left.items < 0:
+            left = self._left
+            self._left = left = Bounds(left.bytes - count, left.items - items, left.names - names)
+            if left.bytes < 0 or left.items < 0:
                 most = f"{self._bounds.bytes} bytes and {self._bounds.items} files"
                 raise _TooMuch(f"there is more in it than the {most} that it may have by its labels")
+            if left.names < 0:
+                raise _TooMuch("its paths are more than any tree has")
 
 
 class _TooMuch(ValueError):
@@ -154,22 +170,34 @@ def _layer(
 
 def _listed(stream: Stream, prefix: str, room: _Room) -> Listing:
     listing: Listing = []
+    around: set[str] = set()
     archive = tar.members(stream.read, stream.skip)
     try:
         member = next(archive)
         while True:
             taken = 0
             path = layers.path_of(member.name)
+            if path:
+                room.take(0, 1, _weight(path, around) + len(member.target))
             if path and (hides := layers.hidden(path)):
-                room.take(0, 1)
                 listing.append(hides)
             elif path:
-                room.take(0, 1)
                 item, taken = _item(member, stream, f"{prefix}{len(listing)}", room)
                 listing.append((path, item))
             member = archive.send(taken)
     except StopIteration:
         return listing
+
+
+def _weight(path: str, around: set[str]) -> int:
+    """The memory that a path takes; what it is in is added to `around`."""
+    weight = _EACH + 2 * len(path)
+    parent = path.rpartition("/")[0]
+    while parent and parent not in around:
+        around.add(parent)
+        weight += _EACH + len(parent)
+        parent = parent.rpartition("/")[0]
+    return weight
 
 
 def _item(member: Member, stream: Stream, name: str, room: _Room) -> tuple[Item, int]:

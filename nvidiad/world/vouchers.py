@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from nvidiad.nouns.errors import Code, Failure
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
     from nvidiad.thought.cosign import Seal
+    from nvidiad.world.downloads import Place
     from nvidiad.world.layouts import LocalStores
-    from nvidiad.world.places import Places, Registries
+    from nvidiad.world.places import Registries
     from nvidiad.world.registry import Limits
 
 T = TypeVar("T")
@@ -51,17 +52,37 @@ class Vouchers:
         return self._keys.signer(signed, signature)
 
     def seals(self, reference: str, digest: str) -> Iterator[Seal]:
-        """The signatures of an image, one request after the other: mostly the first one is enough."""
+        """The signatures of an image, one request after the other: mostly the first one is enough.
+
+        Each place is asked: a mirror may have those of yesterday under the same tag.
+        """
         self._keys.read()
+        known: set[Seal] = set()
         with closing(self._registries.beside(reference, self._repository, self._limits)) as repository:
-            if repository.head(cosign.tag(digest)) is not None:
-                yield from _sealed(repository, cosign.tag(digest))
-            signing = [each for each, kind in repository.referrers(digest) if cosign.may_seal(kind)]
-            for each in signing[:_REFERRERS]:
-                yield from _sealed(repository, each)
+            *mirrors, registry = repository.places
+            for mirror in mirrors:
+                with suppress(Failure):  # the next one has it, or says itself why not
+                    yield from _new(mirror, digest, known)
+            yield from _new(registry, digest, known)
 
 
-def _sealed(repository: Places, name: str) -> Iterator[Seal]:
+def _new(place: Place, digest: str, known: set[Seal]) -> Iterator[Seal]:
+    """The signatures that one place has, but for those that are known."""
+    for seal in _all(place, digest):
+        if seal not in known:
+            known.add(seal)
+            yield seal
+
+
+def _all(place: Place, digest: str) -> Iterator[Seal]:
+    if place.head(cosign.tag(digest)) is not None:
+        yield from _sealed(place, cosign.tag(digest))
+    signing = [each for each, kind in place.referrers(digest) if cosign.may_seal(kind)]
+    for each in signing[:_REFERRERS]:
+        yield from _sealed(place, each)
+
+
+def _sealed(repository: Place, name: str) -> Iterator[Seal]:
     """The signatures of one manifest; one that is damaged vouches for nothing, and hides no other."""
     document = _if_whole(repository.manifest, name)
     if document is None:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
 import json
 import socket
 import tarfile
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +23,25 @@ from nvidiad.nouns import manifest as manifests
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import EngineKind, Kind
 from nvidiad.nouns.value import replace
-from nvidiad.thought import layouts, parcels, refusals
+from nvidiad.thought import cosign, distribution, layouts, parcels, refusals
 from nvidiad.thought.distribution import Document
 from nvidiad.thought.layouts import Form, Kept
 from nvidiad.thought.settings import Engine, Settings
 from nvidiad.world import credentials
-from nvidiad.world.direct import DirectImages
+from nvidiad.world.direct import DirectImages, Held
 from nvidiad.world.dockerd import Timeouts
+from nvidiad.world.downloads import Patience
+from nvidiad.world.keys import PublicKeys
 from nvidiad.world.layouts import LocalStores
+from nvidiad.world.pace import Pace
 from nvidiad.world.places import Places, Registries
-from nvidiad.world.registry import Limits
+from nvidiad.world.registry import Flow, Limits
 from nvidiad.world.trees import Trees
+from nvidiad.world.vouchers import Vouchers
 from tests.payload import builder, image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -104,6 +111,16 @@ def test_mirrors_come_first_by_the_path_of_the_repository() -> None:
     assert found.name == "registry.example/team/nv"
     assert [place.name for place in asked.open("nv", Limits()).places] == ["mirror.example/library/nv", "nv"]
     assert len(asked.open("other.example/nv", Limits()).places) == 1
+
+
+def test_a_mirror_whose_credentials_are_none_is_left_out(tmp_path: Path) -> None:
+    auth = tmp_path / "auth.json"
+    auth.write_text('{"credHelpers": {"mirror.example": "nowhere"}}')
+    mirrors = {"registry.example": ("https://mirror.example", "https://other.example")}
+    found = Registries(auth, mirrors).open("registry.example/nv", Limits())
+    assert [place.name for place in found.places] == ["other.example/nv", "registry.example/nv"]
+    with pytest.raises(Failure):
+        Registries(auth, mirrors).open("mirror.example/nv", Limits())
 
 
 class Asked:
@@ -293,6 +310,18 @@ def test_what_is_no_image_is_told_apart(said: dict[str, object], code: Code) -> 
     assert caught.value.code is code
 
 
+def test_a_file_that_has_become_another_is_not_the_image_that_was_asked_for(tmp_path: Path) -> None:
+    saved = tmp_path / "saved.tar"
+    what = f"docker-archive:{saved}"
+    images = DirectImages(LocalStores(what, Kept(Form.DOCKER, str(saved), "")), Timeouts(1, 5, 30))
+    saved.write_bytes(image.image(tree(tmp_path / "made")).archive("nv:1"))
+    digest = images.resolve(what)
+    saved.write_bytes(image.image(builder.cuda_payload(tmp_path / "other", "12.4.1")).archive("nv:1"))
+    with pytest.raises(Failure) as caught:
+        images.labels(what, digest)
+    assert caught.value.code is Code.IMAGE_CORRUPT
+
+
 def test_labels_cannot_name_a_place_outside(tmp_path: Path) -> None:
     for version in ("../../etc", "", "a/b", "current"):
         said = {"io.nvidiad.driver": version, "io.nvidiad.os.version": "3975.2.0"}
@@ -349,6 +378,95 @@ def test_what_nobody_waits_for_keeps_its_bandwidth(tmp_path: Path) -> None:
     assert 0.5 < time.monotonic() - began < 5
 
 
+def test_a_signature_of_yesterday_on_a_mirror_hides_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signed:
+        name = "place"
+
+        def __init__(self, *signatures: bytes) -> None:
+            self.signed = bool(signatures)
+            self.payload = cosign.payload("r.example/nv", DIGEST)
+            said = [
+                {
+                    "mediaType": cosign.PAYLOAD,
+                    "digest": distribution.digest_of(self.payload),
+                    "size": len(self.payload),
+                    "annotations": {"dev.cosignproject.cosign/signature": base64.b64encode(each).decode()},
+                }
+                for each in signatures
+            ]
+            self.document = Document(distribution.OCI_MANIFEST, json.dumps({"layers": said}).encode())
+
+        def head(self, reference: str) -> str | None:
+            if not self.signed:
+                fails()
+            return self.document.digest if reference == cosign.tag(DIGEST) else None
+
+        def manifest(self, _: str) -> Document:
+            return self.document
+
+        def blob(self, *_: object) -> bytes:
+            return self.payload
+
+        def referrers(self, _: str) -> tuple[tuple[str, str], ...]:
+            return ()
+
+        def close(self) -> None:
+            pass
+
+    def found(*places: Any) -> list[bytes]:
+        monkeypatch.setattr(PublicKeys, "read", lambda _: None)
+        monkeypatch.setattr(Registries, "beside", lambda *_: Places(places))
+        asked = Registries(None, {})
+        vouchers = Vouchers((), Path("/"), required=True, registries=asked, limits=Limits())
+        return [seal.signature for seal in vouchers.seals("r.example/nv:1", DIGEST)]
+
+    assert found(Signed(b"old"), Signed(b"old", b"new")) == [b"old", b"new"]
+    assert found(Signed(), Signed(b"new")) == [b"new"]
+    with pytest.raises(Failure):
+        found(Signed(b"old"), Signed())
+
+
+@pytest.mark.parametrize("name", ["too much", "unreadable", "no archive"])
+def test_what_a_mirror_gives_is_no_fault_of_the_image(tmp_path: Path, name: str) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as made:
+        for number in range(200):
+            made.addfile(tarfile.TarInfo(f"opt/nvidia/535.1/1.0/{number}"))
+    wrong = {
+        "too much": gzip.compress(out.getvalue()),
+        "unreadable": b"\x28\xb5\x2f\xfd" + bytes(100),
+        "no archive": b"<html>" * 300,
+    }[name]
+    right = gzip.compress(bytes(1024)) + bytes(2000)
+    digest = f"sha256:{hashlib.sha256(right).hexdigest()}"
+
+    class Has:
+        name = "place"
+
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+            self.asked = 0
+
+        @contextmanager
+        def flow(self, *_: str) -> Iterator[Flow]:
+            self.asked += 1
+            yield Flow(200, {}, io.BytesIO(self.content).read)
+
+        def close(self) -> None:
+            pass
+
+    class Source:
+        def open(self, *_: Any) -> Any:
+            return Places([mirror, registry])  # type: ignore[list-item]
+
+    mirror, registry = Has(wrong), Has(right)
+    held = Held(parcels.Parcel(DIGEST, DIGEST, ((digest, len(right)),)), {}, (), 1000, 10)
+    images = DirectImages(Source(), Timeouts(1, 5, 30), bandwidth=1 << 20)  # type: ignore[arg-type]
+    patience = Patience(threading.Event(), time.monotonic() + 30, 30, Pace(1 << 20))
+    assert images._fetch("r.example/nv:1", held, tmp_path, patience, lambda _: None) == {}
+    assert (mirror.asked, registry.asked) == (1, 1)
+
+
 # -- credential helpers ------------------------------------------------------------------------------
 
 HELPERS = {
@@ -381,6 +499,25 @@ def test_what_a_helper_does_is_taken_or_told(
         return
     found = credentials.credentials(auth, "r.example")
     assert (found and found["password"]) == expected
+
+
+def test_a_helper_gets_the_way_to_its_cloud_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_PLACES", (str(tmp_path),))
+    passed = {"HTTPS_PROXY": "a", "no_proxy": "b", "SSL_CERT_FILE": "c", "AWS_REGION": "d"}
+    for name, value in (passed | {"LD_LIBRARY_PATH": "x", "PYTHONPATH": "y", "XAWS_REGION": "z"}).items():
+        monkeypatch.setenv(name, value)
+    program, auth = tmp_path / "docker-credential-bed", tmp_path / "auth.json"
+    program.write_text(
+        f"#!/bin/sh\nenv >{tmp_path}/told\necho credentials not found in native keychain; exit 1"
+    )
+    program.chmod(0o755)
+    auth.write_text('{"credsStore": "bed"}')
+    assert credentials.credentials(auth, "r.example") is None
+    told = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines())
+    assert passed.items() <= told.items() and told["HOME"] == "/root"
+    assert not told.keys() & {"LD_LIBRARY_PATH", "PYTHONPATH", "XAWS_REGION"}
 
 
 def test_a_helper_that_is_not_there_is_a_fault_of_the_file(tmp_path: Path) -> None:

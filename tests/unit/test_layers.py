@@ -101,6 +101,9 @@ def header(**fields: Any) -> bytes:
         (header(type=b"x", size=20) + b"99 path=evil\n".ljust(512, b"\0"), "damaged"),
         (header(type=b"x", size=15) + b"15 size=xxxxxx\n".ljust(512, b"\0") + header(), "no number"),
         (header(type=b"x", size=12) + b"12 path=evil", "middle of an extended header"),
+        ((header(type=b"x", size=6) + b"6 a=b\n".ljust(512, b"\0")) * 65, "beyond all bounds"),
+        (archive(("a", {**LINK, "linkname": "b" * 5000})), "a path is beyond all bounds"),
+        (archive(("a" * 5000, b"")), "a path is beyond all bounds"),
     ],
 )
 def test_what_is_no_archive_is_refused(data: bytes, says: str) -> None:
@@ -113,6 +116,14 @@ def test_a_sparse_file_is_told_from_a_file() -> None:
     made = header(type=b"x", size=len(record)) + record.ljust(512, b"\0") + header() + bytes(1024)
     assert [each.sort for each in listed(made)] == [Sort.SPARSE]
     assert [each.sort for each in listed(header(type=b"S") + bytes(1024))] == [Sort.SPARSE]
+
+
+def test_of_an_extended_header_only_what_is_needed_is_kept() -> None:
+    made = archive(("etc/x", {"pax_headers": {"comment": "a" * 1000, "path": "b", "mtime": "1.5"}}))
+    stream = Stream(iter([made]))
+    archived = tar.members(stream.read, stream.skip)
+    assert next(archived).name == "b"
+    assert tar._records(b"19 comment=" + b"a" * 7 + b"\n" + b"10 path=b\n") == {"path": "b"}
 
 
 # -- paths -------------------------------------------------------------------------------------------
@@ -141,7 +152,9 @@ def test_only_what_may_concern_a_tree_has_a_path(name: str, path: str) -> None:
 
 
 def test_a_path_beyond_all_bounds_is_refused() -> None:
-    for name in (f"opt/nvidia/{'a/' * 100}", f"opt/nvidia/{'a' * 5000}"):
+    inside = f"{'a/' * 32}{'b' * 900}"
+    assert layers.path_of(f"{TREE}/{inside}") == f"{TREE}/{inside}"
+    for name in (f"{TREE}/a/{inside}", f"opt/nvidia/{'a' * 1500}"):
         with pytest.raises(ValueError, match="too long"):
             layers.path_of(name)
 
@@ -251,6 +264,44 @@ def test_the_next_place_goes_on_where_another_ended() -> None:
     assert (first.asked, second.asked) == ([""], ["bytes=3000-"])
     for wrong in ((404, 10, None), (200, 100, Code.REGISTRY_STALLED), (403, 10, None)):
         assert download([Place(CONTENT, *[wrong] * 9), Place(CONTENT)], CONTENT) == CONTENT
+
+
+def test_a_slow_mirror_leaves_its_registry_time() -> None:
+    class Slow(Place):
+        @contextmanager
+        def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
+            with super().flow(digest, part) as flow:
+
+                def read(_: int) -> bytes:
+                    time.sleep(0.1)
+                    return flow.read(10)
+
+                yield Flow(flow.status, {}, read)
+
+    mirror, registry = Slow(CONTENT), Place(CONTENT)
+    assert download([mirror, registry], CONTENT, seconds=2) == CONTENT
+    assert mirror.asked == [""] and len(registry.asked) == 1
+
+
+def test_pauses_end_with_the_time_for_all_of_it() -> None:
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0)
+            return False
+
+    def pause(count: int, seconds: float) -> None:
+        waited.clear()
+        places: list[Any] = [Place(CONTENT, *[(200, 0, CUT)] * 64) for _ in range(count)]
+        patient = Patience(Watched(), time.monotonic() + seconds, seconds)
+        with pytest.raises(Failure):
+            list(downloads.pieces(places, Blob(digest(CONTENT), 10, WHAT), patient, lambda _: None))
+        assert waited
+
+    waited: list[float] = []
+    pause(5, 1000)
+    assert max(waited) < 15
+    pause(5, 1)
+    assert max(waited) <= 1
 
 
 @pytest.mark.parametrize(
@@ -396,6 +447,45 @@ def test_no_more_is_written_than_an_image_may_have(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10_000
     many = archive(*((f"{TREE}/f{number}", FOLDER) for number in range(20)))
     assert failure_of(tmp_path, many, bounds=Bounds(10_000, 9)).code is Code.MANIFEST_INVALID
+
+
+def test_no_more_is_listed_than_memory_has_room_for(tmp_path: Path) -> None:
+    flat = [(f"{TREE}/{'a/' * 20}{number}", FOLDER) for number in range(50)]
+    deep = [(f"{TREE}/{number}/{'a/' * 20}b", FOLDER) for number in range(50)]
+    bounds = Bounds(0, 100, 100_000)
+    assert len(unpacked(tmp_path, archive(*flat), bounds=bounds)) == 50
+    told = failure_of(tmp_path, archive(*deep), bounds=bounds)
+    assert told.code is Code.MANIFEST_INVALID and "paths" in told.sentence
+
+
+@pytest.mark.parametrize("who", ["the caller", "another layer"])
+def test_whoever_waits_for_bytes_is_let_go_when_it_is_over(tmp_path: Path, who: str) -> None:
+    class Slow(Pace):
+        def take(self, count: int) -> bool:
+            if count < 1000:
+                return waiting.wait(10)
+            waiting.set()
+            return super().take(count)
+
+    class Many(Place):
+        @contextmanager
+        def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
+            with Place(known[digest]).flow(digest, part) as flow:
+                yield Flow(200, {}, flow.read)
+
+    def watch(_: int) -> None:
+        if who == "the caller":
+            raise KeyboardInterrupt
+
+    waiting = threading.Event()
+    layer = CONTENT if who == "the caller" else b"no archive" * 60
+    known = {digest(each): each for each in (layer, CONTENT * 10)}
+    wanted = [Layer(Blob(name, len(data), WHAT)) for name, data in known.items()]
+    places: list[Any] = [Many(b"")]
+    began = time.monotonic()
+    with pytest.raises((KeyboardInterrupt, Failure)):
+        unpacking.unpack(places, wanted, tmp_path, Bounds(1, 9), patience(pace=Slow(100)), watch)
+    assert time.monotonic() - began < 5
 
 
 def test_of_several_layers_the_one_that_failed_is_told(tmp_path: Path) -> None:

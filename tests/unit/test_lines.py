@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -96,6 +96,22 @@ def test_what_comes_by_bytes_over_tls_is_cut(tmp_path: Path, act: Callable[[sock
         assert found.code is Code.REGISTRY_STALLED
         assert "not done within 0.5 s" in found.sentence
         assert time.monotonic() - began < 4
+
+
+def test_what_is_connected_too_late_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def slow(*where: Any, **how: Any) -> Any:
+        time.sleep(1)
+        return look_up(*where, **how)
+
+    with serving(tmp_path, drip_head) as name:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        told: list[Failure | int] = []
+        asking = threading.Thread(target=lambda: told.append(ask(name, tmp_path, 0.5)), daemon=True)
+        asking.start()
+        asking.join(8)
+        assert [isinstance(each, Failure) and each.code for each in told] == [Code.REGISTRY_STALLED]
 
 
 def test_what_is_whole_leaves_no_descriptor_behind(tmp_path: Path) -> None:
