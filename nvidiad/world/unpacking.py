@@ -178,7 +178,7 @@ def _listed(stream: Stream, prefix: str, room: _Room) -> Listing:
             taken = 0
             path = layers.path_of(member.name)
             if path:
-                room.take(0, 1, _weight(path, around) + len(member.target))
+                room.take(0, 1, _weight(path, around) + _length(member.target))
             if path and (hides := layers.hidden(path)):
                 listing.append(hides)
             elif path:
@@ -191,13 +191,18 @@ def _listed(stream: Stream, prefix: str, room: _Room) -> Listing:
 
 def _weight(path: str, around: set[str]) -> int:
     """The memory that a path takes; what it is in is added to `around`."""
-    weight = _EACH + 2 * len(path)
+    weight = _EACH + 4 * _length(path)  # it is listed, merged, and told apart by its tree
     parent = path.rpartition("/")[0]
     while parent and parent not in around:
         around.add(parent)
-        weight += _EACH + len(parent)
+        weight += _EACH + _length(parent)
         parent = parent.rpartition("/")[0]
     return weight
+
+
+def _length(text: str) -> int:
+    """One wide character makes all of them wide."""
+    return len(text) * (1 if text.isascii() else 4)
 
 
 def _item(member: Member, stream: Stream, name: str, room: _Room) -> tuple[Item, int]:

@@ -49,7 +49,7 @@ WORLD_PARTS = {
     "registry": {"lines"},
     "repository": {"registry"},
     "seen": {"repository"},
-    "vouchers": {"keys", "layouts", "places", "registry"},
+    "vouchers": {"downloads", "keys", "layouts", "places", "registry"},
     "layouts": {"places", "registry"},
     "places": {"credentials", "downloads", "registry", "repository"},
     "downloads": {"pace", "registry"},

@@ -102,7 +102,10 @@ def test_mirrors_come_first_by_the_path_of_the_repository() -> None:
         "docker.io": ("https://mirror.example",),
     }
     asked = Registries(None, mirrors)
-    found = asked.open("registry.example/team/nv", Limits())
+    found = asked.open("registry.example/team/nv", Limits(whole=10))
+    # A mirror that sends a byte at a time is cut while there is time left for the registry.
+    opened: list[Any] = [*found.places]
+    assert [place._registry._limits.whole for place in opened] == [5, 5, 10]
     assert [place.name for place in found.places] == [
         "mirror.example/copy/team/nv",
         "10.0.0.5:5000/team/nv",

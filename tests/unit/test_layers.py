@@ -456,6 +456,13 @@ def test_no_more_is_listed_than_memory_has_room_for(tmp_path: Path) -> None:
     assert len(unpacked(tmp_path, archive(*flat), bounds=bounds)) == 50
     told = failure_of(tmp_path, archive(*deep), bounds=bounds)
     assert told.code is Code.MANIFEST_INVALID and "paths" in told.sentence
+    # Text with one character beyond the BMP takes four bytes for each of it.
+    for name, fits in (("x", True), ("\U0001f600", False)):
+        wide = archive(*((f"{TREE}/{number}{name}{'x' * 200}", FOLDER) for number in range(50)))
+        if fits:
+            assert len(unpacked(tmp_path, wide, bounds=bounds)) == 50
+        else:
+            assert "paths" in failure_of(tmp_path, wide, bounds=bounds).sentence
 
 
 @pytest.mark.parametrize("who", ["the caller", "another layer"])
