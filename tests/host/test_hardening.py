@@ -46,7 +46,11 @@ def documented(version: str) -> dict[str, float]:
     cells = [[cell.strip("` ") for cell in row.split(" | ")] for row in rows]
     head = next(row for row in cells if f"systemd {version}" in row)
     column = head.index(f"systemd {version}")
-    return {row[0]: float(row[column]) for row in cells if row[0].endswith(".service")}
+    return {
+        row[0]: float(row[column])
+        for row in cells
+        if re.fullmatch(r"\S+\.service", row[0]) and len(row) > column
+    }
 
 
 def test_no_unit_is_more_exposed_than_is_documented(host: Host) -> None:
