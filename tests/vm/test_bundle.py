@@ -145,7 +145,7 @@ def test_the_bundle(guest: Machine) -> None:
     vm.run("systemctl disable -q kubelet && rm /etc/systemd/system/nvidiad-install.service", check=True)
     assert vm.run("systemctl is-active nvidiad").out.strip() == "inactive"
     assert kept(vm) == running
-    # The description of the GPUs is of the driver that is still in force, and in memory: new containers need it.
+    # The GPUs are described, in memory, as long as their driver is in force: new containers need it.
     described = {"/run/cdi", "/run/cdi/nvidia.yaml"}
     assert set(vm.output(_FILES).splitlines()) - before == {"/opt/nvidia", *described}
 
