@@ -286,8 +286,9 @@ def test_ansible_installs_once_and_a_shell_upgrades_under_the_running_driver(tmp
         assert play(host, book, tmp_path, "--check")["changed"] > 0
         assert not host.exists("/opt/nvidiad") and not host.exists("/etc/nvidiad/conf.d/50-ansible.toml")
         assert play(host, book, tmp_path)["changed"] > 0
-        host.systemctl("start", "kubelet.service")
+        # Not before: on a host whose driver is still on its way that would be refused.
         road.wait_ready(host)
+        host.systemctl("start", "kubelet.service")
         assert in_order(host)
         assert play(host, book, tmp_path)["changed"] == 0
 
