@@ -230,6 +230,8 @@ def test_without_any_driver_a_bad_image_holds_the_kubelet_until_there_is_a_good_
 def test_an_image_whose_driver_serves_no_gpu_of_the_host_is_refused(shared: Host, name: str) -> None:
     host, bad = shared, VAIN[name]
     road.strip(host)
+    # Whatever the last case left.
+    road.fetched_by(host, "docker")
     host.gpu_remove()
     host.gpu_add(SECOND, VOLTA)
     since = road.clock(host)
