@@ -33,14 +33,13 @@ class Specification:
         """`path` is below `root`."""
         self.root = root
         self.path = root / path
+        self._helps: dict[str, str] = {}
+        """What the toolkit that was found said of itself: the gated units wait while it is asked."""
 
     def write(self, text: str) -> None:
         """Let the file have this text, whole or not at all."""
-        if files.text(self.path) == text:
-            return
         with files.explained(f"writing '{self.path}'", Code.CDI_FAILED):
-            files.make_directory(self.path.parent)
-            files.atomic_write(self.path, text)
+            files.keep(self.path, text)
 
     def remove(self) -> None:
         with files.explained(f"removing '{self.path}'", Code.CDI_FAILED):
@@ -55,7 +54,7 @@ class Specification:
         for place in _PLACES:
             program = self.root / place / _TOOL
             if os.access(program, os.X_OK):
-                known = _help(str(program))
+                known = self._helps[str(program)] = _help(str(program))
                 return str(program) if all(option in known for option in _OPTIONS) else ""
         return ""
 
@@ -82,7 +81,7 @@ class Specification:
 
     def _hook(self, program: str) -> tuple[str, ...]:
         """Where its hooks are: it looks in $PATH, in which /opt/bin is not."""
-        known, here = _help(program), Path(program)
+        known, here = self._helps.get(program) or _help(program), Path(program)
         hook = here.with_name(_HOOK)
         if "--nvidia-cdi-hook-path" in known and os.access(hook, os.X_OK):
             return (f"--nvidia-cdi-hook-path=/{hook.relative_to(self.root)}",)

@@ -26,7 +26,6 @@ class Features:
         with files.explained(f"labelling by '{path}'", Code.INTERNAL, remedy):
             if text is None:
                 path.unlink(missing_ok=True)
-            elif files.text(path) != text:
-                files.make_directory(path.parent)
+            else:
                 # What is written beside begins with a dot, and NFD does not read such a name.
-                files.atomic_write(path, text)
+                files.keep(path, text)

@@ -78,6 +78,13 @@ def atomic_write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     fsync_directory(path.parent)
 
 
+def keep(path: Path, content: str) -> None:
+    """Let a file have this text, whole or not at all; one that has it is not touched: a change is news."""
+    if text(path) != content:
+        make_directory(path.parent)
+        atomic_write(path, content)
+
+
 def replace_symlink(link: Path, target: str) -> None:
     """Let `link` name `target`: there is no instant without the link."""
     beside = link.with_name(f".{link.name}.tmp")

@@ -109,12 +109,8 @@ class LinuxSurroundings:
         with files.explained(f"writing '{place}'", Code.INTERNAL):
             if word is None:
                 place.unlink(missing_ok=True)
-                return
-            text = surroundings.encode(word)
-            # The same word again is no news, and would wake the daemon.
-            if files.text(place) != text:
-                files.make_directory(place.parent)
-                files.atomic_write(place, text)
+            else:
+                files.keep(place, surroundings.encode(word))
 
     def switches(self) -> bool:
         """Whether the driver has NVSwitches that a fabric manager must program."""

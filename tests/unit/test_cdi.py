@@ -349,6 +349,17 @@ def test_the_toolkits_hooks_are_programs_that_are_there(
     assert thought.hooks(thought.read(place.generate(str(program), TREE))) == (hook,)
 
 
+def test_the_toolkit_is_asked_once_what_it_knows(tmp_path: Path) -> None:
+    place, program = Specification(Path("run/cdi/nvidia.yaml"), tmp_path), tmp_path / "opt/bin/nvidia-ctk"
+    program.parent.mkdir(parents=True)
+    asked = tmp_path / "asked"
+    program.write_text(_CTK.format(options="--nvidia-ctk-path").replace("case", f"echo >>{asked}\ncase", 1))
+    program.chmod(0o755)
+    place.generate(place.generator(), TREE)
+    # Once for that, and once for the specification.
+    assert len(asked.read_text().splitlines()) == 2
+
+
 def test_a_file_beside_ours_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     place = Specification(Path("run/cdi/nvidia.yaml"), tmp_path)
     place.remove()
