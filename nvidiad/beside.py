@@ -87,7 +87,7 @@ def health(configuration: Path, root: Path, log: Log) -> int:
     for gpu in word.gpus:
         if gpu.problem is None:
             log.info(f"the GPU at {gpu.address} is in order: {gpu.model} {gpu.uuid}".rstrip())
-    return max(_told(each, log) for each in (word.problem, *(gpu.problem for gpu in word.gpus)))
+    return max((_told(problem, log) for problem in word.problems), default=0)
 
 
 def unsupported() -> Failure:

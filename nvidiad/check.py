@@ -247,8 +247,7 @@ def _nvml(facts: DriverFacts, around: Surroundings, root: Path) -> Check:
     word = ask(around.inventory, facts.gpus, smi=NvidiaSmi())
     if word is None:
         return skipped(name, "no driver is in force, or it has no nvidia-smi")
-    problems = [each for each in (word.problem, *(gpu.problem for gpu in word.gpus)) if each]
-    if problems:
+    if problems := word.problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         return failed(name, problems[0].code, problems[0].sentence + more, problems[0].remedy)
     return passed(name, "; ".join(f"{gpu.model} at {gpu.address}" for gpu in word.gpus) or "it has no GPU")

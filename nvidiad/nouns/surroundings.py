@@ -56,6 +56,12 @@ class Word(Value):
     """The SHA-256 of the file that it wrote."""
     gpus: tuple[GpuState, ...] = ()
 
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with all of it, and then with each GPU."""
+        said = (self.problem, *(gpu.problem for gpu in self.gpus))
+        return tuple(problem for problem in said if problem)
+
 
 class Surroundings(Value):
     """What stands around the driver in force; empty where none is."""
@@ -68,3 +74,8 @@ class Surroundings(Value):
     """Another file that describes the same devices; empty where there is none."""
     health: Word = Word()
     fabric: Word = Word()
+
+    @property
+    def ours(self) -> bool:
+        """Whether the CDI specification that is there is the one that nvidiad wrote last."""
+        return bool(self.cdi.digest) and self.specification == self.cdi.digest

@@ -144,9 +144,8 @@ def _surroundings(around: Surroundings) -> Document | None:
     if around.inventory is None:
         return None
     nvml = heard(around)
-    ours = bool(around.cdi.digest) and around.specification == around.cdi.digest
     return {
-        "cdi": {"written": ours, "problem": _problem(around.cdi.problem)},
+        "cdi": {"written": around.ours, "problem": _problem(around.cdi.problem)},
         "fabric": {"problem": _problem(around.fabric.problem)},
         "health": {"asked": bool(nvml.of), "problem": _problem(nvml.problem)},
     }

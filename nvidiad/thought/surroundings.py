@@ -116,11 +116,11 @@ def described(found: Surroundings, settings: Settings) -> bool:
     wanted = cdi.digest(found.inventory) if settings.cdi.enabled else ""
     if not wanted:
         # What somebody else wrote is theirs.
-        return not found.cdi.digest or found.specification != found.cdi.digest
+        return not found.ours
     if found.rival:
         # Ours gives way, or would have to.
         return False
-    return found.cdi.of == wanted and bool(found.cdi.digest) and found.specification == found.cdi.digest
+    return found.cdi.of == wanted and found.ours
 
 
 def steps(facts: HostFacts, settings: Settings) -> tuple[Step, ...]:
@@ -147,10 +147,8 @@ def problems(facts: HostFacts, settings: Settings) -> tuple[Problem, ...]:
     found = facts.surroundings
     if found.inventory is None:
         return ()
-    nvml = heard(found)
-    words = (found.cdi if settings.cdi.enabled else Word(), found.fabric, nvml)
-    said = (*(word.problem for word in words), *(gpu.problem for gpu in nvml.gpus))
-    return tuple(problem for problem in said if problem)
+    said = (found.cdi.problem if settings.cdi.enabled else None, found.fabric.problem)
+    return (*(problem for problem in said if problem), *heard(found).problems)
 
 
 def warnings(facts: HostFacts, settings: Settings) -> tuple[str, ...]:
