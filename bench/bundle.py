@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import idle
+from bench import idle, status
 from bench.host import NVIDIAD, PYTHON, ready
 from bench.report import Figure, Part
 from tests.beds import bundle
@@ -33,24 +32,6 @@ _COMMANDS = {
     "nvidiad status, bundle": (_BUNDLED, "status"),
 }
 _LEVEL = 19  # as released
-# As in part (b), and with the time until the end.
-_METER = """
-import json, os, sys, time
-commands, times = json.loads(sys.argv[1]), int(sys.argv[2])
-null = os.open("/dev/null", os.O_RDWR)
-actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)]
-taken = [[] for _ in commands]
-for number in range(times + 2):
-    for place, command in enumerate(commands):
-        began = time.monotonic()
-        pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
-        _, status, usage = os.wait4(pid, 0)
-        if status:
-            sys.exit(f"{command} ended with {status}")
-        if number > 1:
-            taken[place].append((usage.ru_utime + usage.ru_stime, time.monotonic() - began))
-print(json.dumps(taken))
-"""
 
 
 def measure(repeat: int, say: Callable[[str], None]) -> Part:
@@ -80,17 +61,14 @@ def sizes(tree: Path, folder: Path) -> list[Figure]:
 
 def starts(host: Host, repeat: int) -> list[Figure]:
     """Processor time and seconds of each command, in turn."""
-    commands = json.dumps(list(_COMMANDS.values()))
-    done = host.run(PYTHON, "-c", _METER, commands, str(repeat), timeout=600, check=True)
-    lists: list[list[tuple[float, float]]] = json.loads(done.out)
+    taken = status.meter(host, _COMMANDS, repeat)
     figures = []
     for kind, place in (("processor time", 0), ("until the end", 1)):
-        for name, samples in zip(_COMMANDS, lists, strict=True):
-            taken = tuple(1000 * each[place] for each in samples)
-            base = tuple(1000 * each[place] for each in lists[0]) if name != "python3 -c pass" else ()
+        for name, samples in taken.items():
+            base = taken["python3 -c pass"][place] if name != "python3 -c pass" else ()
             is_target = kind == "processor time" and "bundle" in name
             allowed = (MILLISECONDS,) if is_target else ()
-            figures.append(Figure(f"{name}, {kind}", "ms", taken, base, allowed))
+            figures.append(Figure(f"{name}, {kind}", "ms", samples[place], base, allowed))
     return figures
 
 
