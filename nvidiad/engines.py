@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nvidiad.thought.settings import Settings
     from nvidiad.verbs.ports import Images, Trees
     from nvidiad.world.direct import Source
+    from nvidiad.world.dockerd import Timeouts
     from nvidiad.world.places import Places, Registries
 
 # A registry that is busy is asked once more; then the back-off of the whole attempt is the better pause.
@@ -115,29 +116,32 @@ class ChosenImages:
         return self._made[self._last]
 
     def _docker(self) -> Images:
-        from nvidiad.world.dockerd import Timeouts
         from nvidiad.world.images import DockerImages
 
-        image = self._settings.image
         return DockerImages(
             f"unix://{self._settings.engine.socket}",
             auth_file(self._settings),
-            Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
+            _timeouts(self._settings),
             root=self._root,
             bandwidth=self._settings.stage.bandwidth,
         )
 
     def _direct(self) -> Images:
         from nvidiad.world.direct import DirectImages
-        from nvidiad.world.dockerd import Timeouts
 
-        settings, image = self._settings, self._settings.image
         return DirectImages(
-            self._source or _FromRegistries(settings),
-            Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout),
+            self._source or _FromRegistries(self._settings),
+            _timeouts(self._settings),
             root=self._root,
-            bandwidth=settings.stage.bandwidth,
+            bandwidth=self._settings.stage.bandwidth,
         )
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    from nvidiad.world.dockerd import Timeouts
+
+    image = settings.image
+    return Timeouts(image.connect_timeout, image.stall_timeout, image.total_timeout)
 
 
 class _FromRegistries:

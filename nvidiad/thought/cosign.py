@@ -22,7 +22,6 @@ PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 """Of what cosign 2 and skopeo sign (containers-signature(5))."""
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 """Of what cosign 3 signs: a Sigstore bundle whose statement is in a DSSE envelope."""
-CONFIG = "application/vnd.oci.image.config.v1+json"
 MAX_BYTES = 128 << 10
 """Of one payload or bundle; those that tools make have a hundredth of it."""
 _ANNOTATION = "dev.cosignproject.cosign/signature"

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MANIFEST, INDEX = "manifest.json", "index.json"
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
 _HOPS = 8
 
 
@@ -93,7 +92,7 @@ def digest_in(index: Document, name: str, what: str) -> str | None:
     if name:
         found = [one for one in listed if name in (one["digest"], *_names(one))]
     else:
-        found = [one for one in listed if not any(_is_signature(each) for each in _names(one))]
+        found = [one for one in listed if not any(is_signature(each) for each in _names(one))]
         if len({one["digest"] for one in found}) > 1:
             names = sorted({clean(each) for one in found for each in _names(one)} or {"(no names)"})
             raise _unknown(what, f"there are {len(found)} in it: {', '.join(names)[:200]}")
@@ -108,7 +107,8 @@ def _names(one: Mapping[str, Any]) -> list[str]:
     return [*whole, *(each.rpartition(":")[2] for each in whole if ":" in each.rpartition("/")[2])]
 
 
-def _is_signature(tag: str) -> bool:
+def is_signature(tag: str) -> bool:
+    """Whether cosign lays something down under this tag, and nobody an image."""
     return tag.startswith("sha256-")
 
 
@@ -158,7 +158,9 @@ def _plain(name: str) -> str:
 def rewritten(config: bytes, layers: tuple[tuple[str, int], ...]) -> Document:
     """The manifest that an image of `docker save`, which has none, would have with its layers unpacked."""
     parts = tuple(Descriptor(_LAYER, digest, size) for digest, size in layers)
-    return distribution.image(Descriptor(_CONFIG, distribution.digest_of(config), len(config)), parts)
+    return distribution.image(
+        Descriptor(distribution.OCI_CONFIG, distribution.digest_of(config), len(config)), parts
+    )
 
 
 def target(links: Mapping[str, str], name: str) -> str:

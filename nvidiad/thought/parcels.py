@@ -23,7 +23,7 @@ _LAYER = re.compile(
     r"application/vnd\.(?:oci\.image\.layer\.v1\.tar(?:\+gzip|\+zstd)?"
     r"|docker\.image\.rootfs\.diff\.tar(?:\.gzip|\.zstd)?)"
 )
-_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+_CONFIGS = (distribution.OCI_CONFIG, "application/vnd.docker.container.image.v1+json")
 _INDEXES = (distribution.OCI_INDEX, distribution.DOCKER_INDEX)
 _MOST_LAYERS = 128
 # Beside what its labels say an image may have its manifest, and a little that is then refused by name.

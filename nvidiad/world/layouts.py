@@ -204,7 +204,7 @@ class Layout(_Store):
     def head(self, reference: str) -> str | None:
         """The digest of what a tag or digest names; without any, of the only image."""
         found = layouts.digest_in(self._index, reference, self.name)
-        if found is None and not reference.startswith("sha256-"):
+        if found is None and not layouts.is_signature(reference):
             raise self._missing(reference)
         return found
 
@@ -270,7 +270,7 @@ class DockerArchive(_Store):
 
     def head(self, reference: str) -> str | None:
         """The digest that is computed of the image, whatever it is called there; it has no other names."""
-        return None if reference.startswith("sha256-") else self._manifest.digest
+        return None if layouts.is_signature(reference) else self._manifest.digest
 
     def manifest(self, reference: str) -> Document:
         """The manifest that it would have."""

@@ -100,7 +100,9 @@ class Bench:
 
     def push(self, image: str, _tell: Callable[[Progress], None]) -> str:
         self._do(f"push {image.removeprefix('local:')}")
-        config = self.registry.put_blob(json.dumps({"of": image + self.salt}).encode(), cosign.CONFIG)
+        config = self.registry.put_blob(
+            json.dumps({"of": image + self.salt}).encode(), distribution.OCI_CONFIG
+        )
         layer = self.registry.put_blob(f"layer of {image}".encode(), LAYER)
         return self.registry.put_manifest(distribution.image(config, (layer,)))
 

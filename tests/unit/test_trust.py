@@ -193,7 +193,7 @@ def test_a_layer_without_a_signature_is_none(annotations: object) -> None:
 
 def test_a_second_signature_joins_the_first() -> None:
     first, _ = recorded("signature")
-    config = Descriptor(cosign.CONFIG, OTHER, 2)
+    config = Descriptor(distribution.OCI_CONFIG, OTHER, 2)
     blob = cosign.payload("r/n", DIGEST)
     layer = Descriptor(cosign.PAYLOAD, distribution.digest_of(blob), len(blob))
     both = cosign.manifest(config, layer, b"second", first)

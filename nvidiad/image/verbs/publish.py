@@ -267,7 +267,7 @@ class _Run:
         self._tell(Progress("sign-image", digest))
         payload = cosign.payload(self._registry.name, digest)
         layer = self._registry.put_blob(payload, cosign.PAYLOAD)
-        config = self._registry.put_blob(cosign.configuration(payload), cosign.CONFIG)
+        config = self._registry.put_blob(cosign.configuration(payload), distribution.OCI_CONFIG)
         # A new key's signature joins that of the old one: hosts learn of keys at their own pace.
         made = cosign.manifest(config, layer, self._signer.sign(payload), self._signatures(digest))
         self._registry.put_manifest(made, cosign.tag(digest))

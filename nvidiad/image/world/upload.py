@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from nvidiad.thought.distribution import Document
 
-_CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _LEVEL = 6
 _PIECE = 1 << 20
@@ -81,7 +80,7 @@ def _send(place: Path, image: str, registry: Registry, tell: Callable[[Progress]
                 registry.put_file(file, layer, tell)
             packed.unlink()
             layers.append(layer)
-    described = registry.put_blob(config, _CONFIG)
+    described = registry.put_blob(config, distribution.OCI_CONFIG)
     return registry.put_manifest(distribution.image(described, tuple(layers)))
 
 
