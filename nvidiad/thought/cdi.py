@@ -154,7 +154,8 @@ def hooks(document: Mapping[str, object]) -> tuple[str, ...]:
 
 def claims(said: str) -> bool:
     """Whether a file in another generator's words, JSON or YAML, describes devices of our kind."""
-    kind = rf"(?:^|[{{,])\s*[\"']?kind[\"']?\s*:\s*[\"']?{re.escape(KIND)}(?:[\"',\s}}]|\Z)"
+    # No \s after ^: it would cross lines, from each of them anew.
+    kind = rf"(?:^[ \t]*|[{{,]\s*)[\"']?kind[\"']?\s*:\s*[\"']?{re.escape(KIND)}(?:[\"',\s}}]|\Z)"
     return re.search(kind, said, re.M) is not None
 
 

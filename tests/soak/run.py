@@ -135,7 +135,8 @@ def leftovers(host: Host) -> list[str]:
         "containers": "docker ps -aq",
         "images": "docker images -q",
         "half a tree": "find /opt/nvidia -maxdepth 3 -name '*.partial*'",
-        "something in /run/nvidiad": "ls -A /run/nvidiad | grep -vxE 'io.nvidiad|activation.json|lock'",
+        "something in /run/nvidiad": "ls -A /run/nvidiad"
+        " | grep -vxE 'io.nvidiad|(activation|cdi|health).json|lock'",
         "bugs": "journalctl -b -u nvidiad.service NVIDIAD_CODE=internal-error -o cat --no-pager",
     }
     for what, command in found.items():

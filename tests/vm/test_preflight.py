@@ -86,7 +86,7 @@ def test_a_module_of_another_build_of_the_same_release_is_refused_before_insmod(
 
     # The same modules as they were built are compared, too, and taken.
     road.install(vm, road.payload(tmp_path / "right", "A", kernel))
-    vm.run("systemctl start nvidia", check=True)
+    vm.run("systemctl start nvidia nvidia-cdi", check=True)
     found = check(vm)
     assert found["symbols"][0] == "ok"
     assert "imports have the CRCs that" in found["symbols"][1]
