@@ -254,8 +254,7 @@ def _with_surroundings(plan: Plan, facts: HostFacts, settings: Settings, memory:
         return plan
     seconds = _wait(steps[0], facts, settings, memory, now)
     if seconds > 0:
-        # Not `wait`: that is the driver's, and the phase is made of it.
-        return replace(plan, look=seconds if plan.look is None else min(seconds, plan.look))
+        return _looked_again(plan, seconds)
     return replace(plan, reason="the CDI specification is not that of the driver in force", steps=steps)
 
 
@@ -288,9 +287,17 @@ def _with_cuda(plan: Plan, facts: HostFacts, settings: Settings, memory: Memory,
     if plan.steps or phase not in (Phase.READY, Phase.PENDING_REBOOT):
         return plan
     seconds = _wait(steps[0], facts, settings, memory, now)
+    if seconds > 0 and plan.problem:
+        return _looked_again(plan, seconds)
     if seconds > 0:
+        # All that this host still waits for: a person is told when.
         return replace(plan, wait=seconds if plan.wait is None else min(seconds, plan.wait))
     return replace(plan, reason=f"'{build}' is wanted and not in force", steps=steps)
+
+
+def _looked_again(plan: Plan, seconds: float) -> Plan:
+    """Not `wait`, which is the driver's: the phase of a host with a problem is made of it."""
+    return replace(plan, look=seconds if plan.look is None else min(seconds, plan.look))
 
 
 def _fetch_plan(facts: HostFacts, settings: Settings, memory: Memory, now: float) -> Plan:
