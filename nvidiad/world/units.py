@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SYSTEMD = "org.freedesktop.systemd1"
 MANAGER = f"{SYSTEMD}.Manager"
 MANAGER_PATH = "/org/freedesktop/systemd1"
-_UNIT = f"{SYSTEMD}.Unit"
+_UNIT, _SERVICE = f"{SYSTEMD}.Unit", f"{SYSTEMD}.Service"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
 DROP_IN = "10-nvidia.conf"
 GATE = """\
 # Written by nvidiad: this unit waits until the NVIDIA driver is in force; see nvidiad(8).
@@ -109,41 +110,35 @@ class SystemdUnits:
         self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "Reload")
 
     def _state(self, name: str) -> UnitState:
-        path = self._bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "LoadUnit", name)
-
-        def get(property_name: str, signature: str) -> Any:
-            return self._bus.get(SYSTEMD, path, _UNIT, property_name, signature)
-
-        job = get("Job", "(uo)")
+        # All at once: they belong to one moment, and systemd reads a unit that is down, and that nobody else
+        # asks for, from disk for every call. Asking for its path loads it.
+        path = unit_path(name)
+        told: dict[str, Any] = self._bus.call(SYSTEMD, path, _PROPERTIES, "GetAll", _UNIT)
+        changed = int(told["StateChangeTimestampMonotonic"])
         return UnitState(
             name=name,
-            load=get("LoadState", "s"),
-            active=get("ActiveState", "s"),
-            sub=get("SubState", "s"),
-            result=self._result(name, path),
-            job=int(_first(job)),
-            wanted=any(self._names(path, by) for by in ("WantedBy", "RequiredBy", "UpheldBy")),
-            active_enter=int(get("ActiveEnterTimestampMonotonic", "t")),
+            load=told["LoadState"],
+            active=told["ActiveState"],
+            sub=told["SubState"],
+            result=self._result(name, path, changed),
+            job=int(_first(told["Job"])),
+            # UpheldBy came with systemd 249: a host with an older one has nothing there to say.
+            wanted=any(told.get(by) for by in ("WantedBy", "RequiredBy", "UpheldBy")),
+            active_enter=int(told["ActiveEnterTimestampMonotonic"]),
             # A start that a condition skipped leaves the unit where it was: for us it went down then.
             inactive_enter=max(
-                int(get("InactiveEnterTimestampMonotonic", "t")),
-                0 if get("ConditionResult", "b") else int(get("ConditionTimestampMonotonic", "t")),
+                int(told["InactiveEnterTimestampMonotonic"]),
+                0 if told["ConditionResult"] else int(told["ConditionTimestampMonotonic"]),
             ),
-            active_since=int(get("ActiveEnterTimestamp", "t")),
-            changed=int(get("StateChangeTimestampMonotonic", "t")),
+            active_since=int(told["ActiveEnterTimestamp"]),
+            changed=changed,
         )
 
-    def _names(self, path: str, property_name: str) -> list[str]:
-        """UpheldBy came with systemd 249: a host with an older one has nothing there to say."""
-        try:
-            return list(self._bus.get(SYSTEMD, path, _UNIT, property_name, "as"))
-        except Permanent:
-            return []
-
-    def _result(self, name: str, path: str) -> str:
+    def _result(self, name: str, path: str, changed: int) -> str:
         if not name.endswith(".service"):
             return ""
-        return str(self._bus.get(SYSTEMD, path, f"{SYSTEMD}.Service", "Result", "s"))
+        # What never did anything in this boot has not failed.
+        return str(self._bus.get(SYSTEMD, path, _SERVICE, "Result", "s")) if changed else "success"
 
     def _run_job(self, method: str, name: str, *, wait: bool, tell: Callable[[Progress], None]) -> None:
         if not self._subscribed:
