@@ -6,7 +6,8 @@ PREFIX ?= /opt/nvidiad
 DESTDIR ?=
 SYSCONFDIR ?= /etc
 # Two at a time: a test of a bed waits for most of its time. Files stay together, as their beds do.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# In the order of tests/conftest.py, not in xdist's own.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 
 .PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site bundle deb provision \
