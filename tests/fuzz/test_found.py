@@ -48,6 +48,7 @@ FOUND: Mapping[str, tuple[str, bytes]] = {
     "a challenge of one endless word": ("challenge", _many(b"Bearer ", b"a")),
     "an assignment with white space in it": ("os_release", _many(b"ID=a", b" ", b"b\n")),
     "a field of the kernel with white space in it": ("proc", _many(b"DeviceFileMode: 1", b"\t", b"1\n")),
+    "a specification of empty lines": ("cdi_document", _many(b"{", b"\r\n")),
     "a time span of thousands of digits": ("logind", b"[Login]\nInhibitDelayMaxSec=" + b"9" * 5000),
     "a time span with a fraction without end": ("logind", b"1." + b"9" * 60000),
     "mounts on each other, the first one last": (
