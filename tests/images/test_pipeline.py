@@ -213,7 +213,11 @@ def test_the_real_driver_is_published_for_one_kernel_and_known_as_unbuildable_fo
     print(f"published in {time.monotonic() - begun:.0f} s")
     states = {o.cell.release.kernel: (o.state, o.problem and o.problem.sentence) for o in found.outcomes}
     assert states[realdriver.KERNEL] == (State.PUBLISHED, None), states[realdriver.KERNEL][1]
-    assert states[realdriver.BROKEN][0] is State.UNBUILDABLE
+    state, sentence = states[realdriver.BROKEN]
+    assert state is State.UNBUILDABLE and sentence is not None
+    newer = f"debian {realdriver.BROKEN} (amd64), kernel {realdriver.BROKEN},"
+    assert sentence.startswith(f"driver {realdriver.DRIVER} (open) for {newer}")
+    assert "nvidiad-modules" not in workshop.docker("images")
     listed = read_list(registry)
     assert listed is not None
     entry = listed.unbuildable(f"{realdriver.BROKEN}-{realdriver.DRIVER}", "x86_64")

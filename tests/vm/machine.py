@@ -269,7 +269,7 @@ class Machine:
     def wait_for(self, condition: str, timeout: float = 120) -> None:
         """Until a command in the guest succeeds; the loop runs there, where it costs least."""
         limit = max(1, int(timeout))
-        loop = f"until {condition}; do sleep 0.2; done"
+        loop = f"until {condition}; do sleep 0.5; done"
         result = self.run(f"timeout {limit} sh -c {shlex.quote(loop)}", timeout + 30)
         if result.rc != 0:
             raise MachineError(f"not within {limit} s in the guest: {condition}\n{result.out}{result.err}")

@@ -40,7 +40,7 @@ retry-maximum = 8
 # Under emulation everything takes some fifteen times what it takes on a host.
 READY_SECONDS = 240.0
 # Asking takes a third of a second of the guest's only CPU: nvidiad itself needs it more.
-POLL_SECONDS = 0.7
+POLL_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
