@@ -21,7 +21,7 @@ from nvidiad.world.modules import Modules
 from nvidiad.world.trees import Trees
 from tests.beds.common import CHECKOUT, require, run_checked
 from tests.images import realdriver, smalldriver
-from tests.images.realdriver import DRIVER, KERNEL
+from tests.images.realdriver import BROKEN, DRIVER, KERNEL
 from tests.images.workshop import BASE
 
 if TYPE_CHECKING:
@@ -124,6 +124,21 @@ def _take(host: Path, name: str) -> None:
     for place in ("lib64", "lib/x86_64-linux-gnu"):
         (host / place).mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-L", found, str(host / place / name)], check=True)
+
+
+def test_a_kernel_that_it_cannot_be_built_for(workshop: Workshop) -> None:
+    with pytest.raises(Failure) as failed:
+        realdriver.make(
+            workshop, BROKEN, "workshop/broken:1", exclude=("nvidia-drm", "nvidia-peermem", "nvidia-modeset")
+        )
+    assert failed.value.code is Code.BUILD_FAILED and not failed.value.retry
+    assert failed.value.sentence.startswith(
+        f"driver {DRIVER} (open) for debian {BROKEN} (amd64), kernel {BROKEN},"
+    )
+    assert "nvidia/nv-pci.c:" in failed.value.sentence
+    assert "too few arguments to function 'pci_resize_resource'" in failed.value.sentence
+    assert not workshop.engine.has("workshop/broken:1")
+    assert "nvidiad-modules" not in workshop.docker("images")
 
 
 def test_what_was_measured(workshop: Workshop, image: str) -> None:

@@ -31,7 +31,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frozen]:
     with Machine(folder / "work", real.hardware(), base, real.machine_disk()) as machine:
         machine.resume()
         product.install(machine)
-        # Under emulation Docker takes two minutes longer to lay it down; in the demo it does.
+        # Under emulation Docker takes 100 seconds longer to lay it down; in the demo it does.
         real.configure(machine, '[engine]\nkind = "registry"\n')
         real.publish(machine)
         frozen = machine.freeze(folder / "frozen")
