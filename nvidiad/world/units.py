@@ -121,7 +121,7 @@ class SystemdUnits:
             active=told["ActiveState"],
             sub=told["SubState"],
             result=self._result(name, path, changed),
-            job=int(_first(told["Job"])),
+            job=int(told["Job"][0]),
             # UpheldBy came with systemd 249: a host with an older one has nothing there to say.
             wanted=any(told.get(by) for by in ("WantedBy", "RequiredBy", "UpheldBy")),
             active_enter=int(told["ActiveEnterTimestampMonotonic"]),
@@ -196,10 +196,6 @@ class NoUnits:
 
     def write_gates(self, names: tuple[str, ...]) -> None:
         raise Transient(Code.BUS_LOST, "systemd cannot be told of drop-ins without the system bus")
-
-
-def _first(job: Any) -> Any:
-    return job[0] if isinstance(job, list | tuple) else job
 
 
 def _refused(verb: str, name: str, failure: Failure) -> Failure:
