@@ -135,6 +135,7 @@ class Companion:
             if not changes and taints is None:
                 self._at_peace()
                 return
+            told = self._node
             try:
                 changed = await node.change(known.version, changes, taints)
             except Conflict:
@@ -146,7 +147,8 @@ class Companion:
                 self._log.info(
                     "taint taken off", what=answer.NOT_READY, node=self._name, reason=said.summary
                 )
-            if self._node is known:
+            if self._node is told:
+                # All that the watch had told before is older, or this had been a conflict.
                 self._node = changed
             return
         what = f"node '{self._name}' changed {_TRIES} times while it was to be answered"
