@@ -97,9 +97,10 @@ class Reconciler:
             memory = self._write(memory, _due(planner.notice(memory, facts, settings), facts, settings))
             plan = planner.decide(facts, settings, memory, self._now())
             status = self._assess(facts, settings, plan, memory)
+            # First: who publishes tells beside a status what is remembered, and looks for that once.
+            memory = self._learn(memory, status)
             self._publish(status)
             self._tell(plan, status)
-            memory = self._learn(memory, status)
             if not plan.steps or self._stopping():
                 return status
             memory = self._intend(memory, planner.intend(memory, facts, plan.steps))

@@ -11,7 +11,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from nvidiad.nouns.errors import Code, Failure, Permanent, Transient
-from nvidiad.nouns.model import Phase
+from nvidiad.nouns.model import Attempt, Memory, Phase, Problem
 from nvidiad.nouns.surroundings import GpuIdentity, Inventory, Surroundings, Word
 from nvidiad.nouns.value import replace
 from nvidiad.thought import backoff, cdi
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nvidiad.verbs.reconcile import Reconciler
 
 NEXT = ("4081.2.0", "6.6.54-flatcar")
+OVER = Problem(Code.IMAGE_MISSING, "there was no such image", "", retry=True)
 # Enough for every road of these tests; what takes longer does not come to an end.
 LOOKS = 40
 
@@ -215,6 +216,21 @@ def test_every_status_on_the_way_is_published_and_the_last_is_returned() -> None
     assert published[0].phase is Phase.CONVERGING
     assert published[-1] is last
     assert [status.report is not None for status in published] == [False] + [True] * (len(published) - 1)
+
+
+def test_who_is_told_that_a_driver_is_in_force_finds_it_remembered() -> None:
+    """The document tells what is remembered as it is when a status is published."""
+    world = fresh()
+    converge(world)
+    # As where somebody has mended by hand what failed.
+    world.disk.memory = Memory(attempts=(Attempt(reference_of(world.wanted()), 1, 0.0, OVER),))
+    found: list[tuple[Phase, Memory]] = []
+    daemon = world.reconciler()
+    daemon._publish = lambda status: found.append((status.phase, world.disk.memory))
+    daemon.look(world.settings)
+    phase, memory = found[-1]
+    assert (phase, memory.last_good, memory.attempts) == (Phase.READY, world.disk.current, ())
+    assert memory == world.disk.memory
 
 
 def test_a_plan_that_does_not_come_to_an_end_is_given_up_and_told() -> None:
