@@ -82,8 +82,10 @@ class Server(ThreadingMixIn, UnixStreamServer):
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Iterator[Callable[..., DockerImages]]:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DockerImages]]:
     """A function that puts an engine with these answers behind a socket, and DockerImages before it."""
+    # How long a name server thinks about a registry that does not exist is not what is measured here.
+    monkeypatch.setattr(DockerImages, "_beside", lambda *_: None)
     servers = []
 
     def make(
@@ -210,10 +212,10 @@ def test_silence_ends_a_pull_though_the_connection_stays_open(fake: Callable[...
         "/images/create": create,
         "/_ping": lambda h: h.text("OK"),
     }
-    failure, seconds = failed(lambda: fake(answers, stall=1).pull(REFERENCE, DIGEST, quiet))
+    failure, seconds = failed(lambda: fake(answers, stall=3).pull(REFERENCE, DIGEST, quiet))
     done.set()
     assert failure.code == Code.REGISTRY_STALLED
-    assert 1 <= seconds < 5
+    assert 3 <= seconds < 20
 
 
 def test_an_engine_that_repeats_itself_is_silent_too(fake: Callable[..., DockerImages]) -> None:
@@ -228,7 +230,7 @@ def test_an_engine_that_repeats_itself_is_silent_too(fake: Callable[..., DockerI
     )
     assert failure.code == Code.PULL_TIMEOUT
     assert "unpacking" in failure.sentence
-    assert 1 <= seconds < 5
+    assert 1 <= seconds < 20
 
 
 def test_an_engine_that_is_silent_to_everybody_is_the_one_to_blame(
@@ -253,12 +255,12 @@ def test_the_total_limit_cuts_a_pull_that_gets_on(fake: Callable[..., DockerImag
             )
             time.sleep(0.02)
 
-    images = fake({"/images/create": create}, total=1.5)
+    images = fake({"/images/create": create}, total=4)
     failure, seconds = failed(lambda: images.pull(REFERENCE, DIGEST, told.append))
     assert failure.code == Code.PULL_TIMEOUT
-    assert "1.5 s" in failure.sentence
-    assert 1.4 < seconds < 5
-    assert 2 <= len(told) <= 8  # four a second, whatever the engine says
+    assert " 4 s" in failure.sentence
+    assert 3.9 < seconds < 20
+    assert 2 <= len(told) <= 18  # four a second, whatever the engine says
     assert told[-1].total == 1000
 
 
