@@ -160,9 +160,9 @@ class DockerImages:
         with self._engine.talk(reference) as engine:
             adopted = _adopt(engine, name, pinned, environment)
 
-            def run(container: str) -> int:
+            def run(container: str, *, running: bool) -> int:
                 try:
-                    with engine.follow(container, running=adopted is not None) as (printed, end):
+                    with engine.follow(container, running=running) as (printed, end):
                         for line in printed:
                             lines.append(line)
                             tell(Progress("install-tree", line))
@@ -172,14 +172,20 @@ class DockerImages:
                 finally:
                     engine.remove(container)
 
+            def anew(*, gentle: bool) -> int:
+                created = engine.create(pinned, name, environment, root, gentle=gentle)
+                return run(created, running=False)
+
             try:
-                status = run(adopted or engine.create(pinned, name, environment, root, gentle=gentle))
+                status = run(adopted, running=True) if adopted else anew(gentle=gentle)
             except Unstarted as refused:
-                if adopted or not gentle:
+                if not (adopted or gentle):
                     raise refused.failure from None
-                # A kernel that cannot weigh what the engine believes it can (no io.weight): then without.
+                # An adopted one has ended since it was found, and how is gone with it: then another, which
+                # has nothing to do where all is done. Otherwise it is a kernel that cannot weigh what the
+                # engine believes it can (no io.weight): then without.
                 try:
-                    status = run(engine.create(pinned, name, environment, root))
+                    status = anew(gentle=gentle and adopted is not None)
                 except Unstarted as again:
                     raise again.failure from None
         if status != 0:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from nvidiad.nouns.errors import Code, Failure
+from nvidiad.thought import pull as pulling
 from nvidiad.world.images import DockerImages, Timeouts
+from nvidiad.world.trees import Trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
                 return answer(self)
         return self.say({"message": f"no such image: {path}"}, 404)
 
-    do_POST = do_GET
+    do_POST = do_DELETE = do_GET
 
     def say(self, document: object, status: int = 200) -> None:
         self.text(json.dumps(document), status)
@@ -193,7 +195,7 @@ def test_another_digest_than_the_wanted_is_never_success(fake: Callable[..., Doc
         pulled.append(handler.path)
         handler.events({"status": "Status: Downloaded newer image"})
 
-    images = fake({f"@{DIGEST}/json": image, "/images/create": create})
+    images = fake({f"%40{DIGEST}/json": image, "/images/create": create})
     failure, _ = failed(lambda: images.pull(REFERENCE, DIGEST, quiet))
     assert failure.code == Code.IMAGE_CORRUPT
     assert pulled == ["/v1.41/images/create?fromImage=reg.test%2Fnv&tag=sha256%3A" + "a" * 64]
@@ -262,6 +264,46 @@ def test_the_total_limit_cuts_a_pull_that_gets_on(fake: Callable[..., DockerImag
     assert 3.9 < seconds < 20
     assert 2 <= len(told) <= 18  # four a second, whatever the engine says
     assert told[-1].total == 1000
+
+
+def test_an_installer_that_ends_while_it_is_adopted_is_run_anew(
+    fake: Callable[..., DockerImages], tmp_path: Path
+) -> None:
+    """How it ended is gone with it, and one whose tree is there already has nothing to do."""
+    pinned = pulling.parse_reference(REFERENCE).pinned(DIGEST)
+    root = tmp_path / "opt"
+    config = {"Image": pinned, "Env": [f"NVIDIAD_ROOT={root}"]}
+    asked: list[str] = []
+
+    def old(handler: Handler) -> None:
+        asked.append(handler.path.rpartition("/")[2].partition("?")[0])
+        handler.say({"message": "No such container: old"}, 404)
+
+    def create(handler: Handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        asked.append("create")
+        handler.say({"Id": "new"}, 201)
+
+    def start(handler: Handler) -> None:
+        asked.append("start")
+        handler.text("", 204)
+
+    answers: dict[str, Callable[[Handler], None]] = {
+        f"/nvidiad-install-{'a' * 12}/json": lambda h: h.say(
+            {"Id": "old", "Config": config, "State": {"Running": True}}
+        ),
+        "/containers/old/wait": old,
+        "/containers/old": old,
+        f"%40{DIGEST}/json": lambda h: h.say({"Config": {}}),
+        "/info": lambda h: h.say({}),
+        "/containers/create": create,
+        "/containers/new/wait": lambda h: h.say({"StatusCode": 0}),
+        "/containers/new/attach": lambda h: h.text(""),
+        "/containers/new/start": start,
+        "/containers/new": lambda h: h.text("", 204),
+    }
+    fake(answers).install(REFERENCE, DIGEST, Trees(root), quiet)
+    assert asked == ["wait", "old", "create", "start"]
 
 
 def hang_up(handler: Handler) -> None:
