@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 _TESTS = Path(__file__).parent
 # Below it, what boots, builds or waits; everything else takes milliseconds.
 _SLOW = ("host", "images", "bundle", "kubernetes")
+
+# A busy machine is no reason to fail: how long one example takes says nothing. The rest stays as it is here,
+# on a machine of CI as hypothesis has it there.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(trylast=True)

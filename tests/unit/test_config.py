@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvidiad.nouns.model import EngineKind, Exposure, Signatures
@@ -30,10 +30,8 @@ from nvidiad.thought.settings import (
     Units,
 )
 
-# A busy machine is no reason to fail.
 # Tables whose keys are free.
 FREE = {"engine.mirrors.registry.example", "driver.parameters.nvidia-uvm", "trust.pins.r.example/n:1-2"}
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CHECKOUT = Path(__file__).parents[2]
 EXAMPLE = CHECKOUT / "units/nvidiad/nvidiad.toml"
@@ -670,7 +668,6 @@ def toml(value: Any) -> str:
     return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else repr(value)
 
 
-@PATIENT
 @given(st.lists(st.dictionaries(PATHS, JUNK, max_size=4), max_size=3))
 def test_any_value_is_taken_or_named(documents: list[dict[str, Any]]) -> None:
     fragments = [
@@ -685,7 +682,6 @@ def test_any_value_is_taken_or_named(documents: list[dict[str, Any]]) -> None:
         assert "\n" not in str(fault)
 
 
-@PATIENT
 @given(st.one_of(st.text(), st.text(alphabet="[]{}=.,'\"# \nab1\\")))
 def test_any_text_is_taken_or_refused(text: str) -> None:
     _, faults = load([("f", text)])

@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvidiad.thought import ldcache
@@ -17,8 +17,6 @@ from nvidiad.thought import ldcache
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A busy machine is no reason to fail.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 X86_64, I386, AARCH64 = 0x0303, 0x0003, 0x0A03
 
 ENTRIES = (
@@ -89,7 +87,6 @@ def test_names_of_a_cache_that_ldconfig_made(tmp_path: Path) -> None:
     assert ldcache.names(ldcache.read(cache), "/64") == frozenset()
 
 
-@PATIENT
 @given(st.sampled_from([new_cache(), old_cache()]), st.data())
 def test_damaged_cache(cache: bytes, draw: st.DataObject) -> None:
     content = bytearray(cache)
@@ -98,7 +95,6 @@ def test_damaged_cache(cache: bytes, draw: st.DataObject) -> None:
     ldcache.names(ldcache.read(bytes(content[: draw.draw(st.integers(0, len(content)))])), "/usr/lib64")
 
 
-@PATIENT
 @given(st.binary(), st.text())
 def test_names_takes_anything(cache: bytes, directory: str) -> None:
     for prefix in (b"", b"ld.so-1.7.0\0", b"glibc-ld.so.cache1.1"):

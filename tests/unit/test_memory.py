@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvidiad.nouns.errors import Code, Failure
 from nvidiad.nouns.model import Attempt, Memory, Problem
 from nvidiad.world import memory
 from nvidiad.world.memory import MemoryFile
-
-# A busy machine is no reason to fail.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 REFERENCE = "registry.example/nvidia-driver:4593.2.5-535.309.01"
 PROBLEM = Problem(Code.IMAGE_MISSING, "There is no such image", "Push it", retry=True)
@@ -40,7 +37,6 @@ def test_memory_comes_back(file: MemoryFile) -> None:
     assert [path.name for path in file.path.parent.iterdir()] == ["memory.json"]
 
 
-@PATIENT
 @given(
     st.builds(
         Memory,
@@ -105,7 +101,6 @@ def test_what_cannot_be_understood_is_put_aside(file: MemoryFile, content: bytes
     assert file.read() == FULL
 
 
-@PATIENT
 @given(
     st.one_of(
         st.binary(), st.recursive(st.none() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())

@@ -9,15 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvidiad.nouns import naming
 from nvidiad.nouns.model import Flavour, ModuleFile, Release, UpdateStatus
 from nvidiad.thought import parse
-
-# A busy machine is no reason to fail.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -87,7 +84,6 @@ def test_os_release_version(text: str, version: str) -> None:
     assert parse.os_release(text) == Release("linux", version)
 
 
-@PATIENT
 @given(st.text())
 def test_os_release_takes_anything(text: str) -> None:
     release = parse.os_release(text)
@@ -95,7 +91,6 @@ def test_os_release_takes_anything(text: str) -> None:
     assert not release.version or naming.is_version(release.version)
 
 
-@PATIENT
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0", categories=["L", "N", "P", "S", "Zs"]))
 )
@@ -123,7 +118,6 @@ def test_lockdown(text: str, level: str) -> None:
     assert parse.lockdown(text) == level
 
 
-@PATIENT
 @given(st.text())
 def test_lockdown_takes_anything(text: str) -> None:
     assert parse.lockdown(text)
@@ -224,7 +218,6 @@ LINES = st.builds(
 )
 
 
-@PATIENT
 @given(st.one_of(st.text(), st.lists(st.one_of(LINES, st.text(max_size=40)), max_size=12).map("\n".join)))
 def test_mountinfo_takes_anything(text: str) -> None:
     mounts = parse.mountinfo(text)
@@ -234,7 +227,6 @@ def test_mountinfo_takes_anything(text: str) -> None:
         assert parse.top(mounts, mount.point) is not None
 
 
-@PATIENT
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1))
 def test_lower_directories_come_back(names: list[str]) -> None:
     escaped = [name.replace("\\", "\\\\").replace(":", "\\:") for name in names]
@@ -260,7 +252,6 @@ def test_modinfo() -> None:
     assert "alias" not in fields
 
 
-@PATIENT
 @given(st.binary())
 def test_modinfo_takes_anything(section: bytes) -> None:
     assert all(parse.modinfo(section).values())
@@ -359,7 +350,6 @@ def test_elf_that_is_none(content: bytes) -> None:
         parse.elf_section(Reader(content), ".modinfo")
 
 
-@PATIENT
 @given(
     wide=st.booleans(),
     many=st.booleans(),
@@ -385,7 +375,6 @@ def test_damaged_elf_raises_or_reads_within_bounds(
     assert len(reader.asked) <= 6
 
 
-@PATIENT
 @given(st.binary(max_size=200))
 def test_elf_section_of_garbage(content: bytes) -> None:
     for prefix in (b"", b"\x7fELF\x02\x01", b"\x7fELF\x01\x01"):
@@ -430,7 +419,6 @@ def test_load_order_of_a_cycle() -> None:
         parse.load_order([module("a", "a")], ["a"])
 
 
-@PATIENT
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdefg"), max_size=3)), max_size=8
@@ -462,7 +450,6 @@ def test_devices() -> None:
     assert "sd" not in majors
 
 
-@PATIENT
 @given(st.text())
 def test_devices_takes_anything(text: str) -> None:
     assert all(major >= 0 for major in parse.devices("Character devices:\n" + text).values())
@@ -494,7 +481,6 @@ def test_driver_version(text: str, expected: tuple[str, Flavour] | None) -> None
     assert parse.driver_version(text) == expected
 
 
-@PATIENT
 @given(st.text())
 def test_driver_version_takes_anything(text: str) -> None:
     parse.driver_version(text)
@@ -516,7 +502,6 @@ def test_gpu_minor(text: str, minor: int | None) -> None:
     assert parse.gpu_minor(text) == minor
 
 
-@PATIENT
 @given(st.text())
 def test_gpu_minor_takes_anything(text: str) -> None:
     minor = parse.gpu_minor("Device Minor:" + text)
@@ -562,7 +547,6 @@ def test_update_status_of_another_type(fields: tuple[object, ...]) -> None:
         parse.update_status(fields)
 
 
-@PATIENT
 @given(
     st.lists(
         st.one_of(st.integers(), st.floats(), st.text(), st.binary(), st.none()), min_size=4, max_size=6

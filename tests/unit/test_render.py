@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvidiad.nouns.errors import Code
@@ -44,8 +44,6 @@ from nvidiad.thought import metrics, render, wire
 from nvidiad.thought.document import document
 from nvidiad.world import itself
 
-# The machines that run this are shared: a slow draw says nothing.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ROOT = Path(__file__).parents[2]
 NOW = 1_795_442_531.0  # Mon 2026-11-23 14:02:11 UTC
 KERNEL = "6.6.95-flatcar"
@@ -316,7 +314,6 @@ JSON = st.recursive(
 )
 
 
-@PATIENT
 @given(st.dictionaries(st.sampled_from(sorted(made(READY))), JSON))
 def test_documents_of_other_versions_are_rendered(news: dict[str, object]) -> None:
     text = render.text(made(WAITING) | news, now=NOW, colour=False)

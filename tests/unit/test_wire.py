@@ -6,13 +6,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvidiad.thought import wire
 
-# The machines that run this are shared: a slow draw says nothing.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MESSAGES = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"?")), max_size=8)
 
 
@@ -23,7 +21,6 @@ def drain(frames: wire.Frames) -> list[bytes]:
     return taken
 
 
-@PATIENT
 @given(MESSAGES, st.binary(max_size=20).map(lambda b: b.replace(b"\0", b"?")), st.data())
 def test_frames_do_not_depend_on_how_the_stream_was_cut(
     messages: list[bytes], rest: bytes, data: st.DataObject
@@ -135,7 +132,6 @@ def test_what_is_no_request(message: bytes, error: wire.Error) -> None:
     json.loads(wire.error_reply(caught.value)[:-1])
 
 
-@PATIENT
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_request_or_a_refusal(message: bytes) -> None:
     try:
@@ -207,7 +203,6 @@ def test_http_head_has_a_limit() -> None:
         assert caught.value.status == 431
 
 
-@PATIENT
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_http_request_or_a_refusal(head: bytes) -> None:
     try:
