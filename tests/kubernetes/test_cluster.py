@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from nvidiad.kubernetes.world.cluster import NodeObject
     from tests.kubernetes.stage import Daemon
 
-SHORT = Limits(connect=1.0, call=0.5, watch=1)
+# For what is answered, on a machine that may be busy, and for what never is.
+AMPLE, SHORT = Limits(connect=10, call=10, watch=1), Limits(connect=1.0, call=0.5, watch=1)
 
 
 def certificate(place: Path) -> tuple[Path, Path]:
@@ -86,7 +87,7 @@ def test_a_watch_begins_with_the_rotated_token(tmp_path: Path, monkeypatch: pyte
         api.add(NODE)
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
-        on_node(Cluster(NODE, None, place, SHORT), look_and_watch)
+        on_node(Cluster(NODE, None, place, AMPLE), look_and_watch)
         assert [one.status for one in api.asked] == [200, 401, 200]
     assert len(seen) == 1
 
@@ -168,11 +169,23 @@ def test_a_service_account_without_a_cluster_is_named(
 
 
 @pytest.fixture
-def short(api: ApiServer, tmp_path: Path) -> Cluster:
+def config(api: ApiServer, tmp_path: Path) -> Path:
+    """How a person reaches the server."""
+    path = tmp_path / "config"
+    path.write_text(KUBECONFIG.format(url=api.url))
+    return path
+
+
+@pytest.fixture
+def ample(config: Path) -> Cluster:
+    """A cluster that has the time to answer."""
+    return Cluster(NODE, config, config.parent, AMPLE)
+
+
+@pytest.fixture
+def short(config: Path) -> Cluster:
     """A cluster that is not waited for."""
-    config = tmp_path / "config"
-    config.write_text(KUBECONFIG.format(url=api.url))
-    return Cluster(NODE, config, tmp_path, SHORT)
+    return Cluster(NODE, config, config.parent, SHORT)
 
 
 def on_node(cluster: Cluster, do: Callable[[NodeObject], Coroutine[Any, Any, object]]) -> None:
@@ -198,9 +211,9 @@ def test_no_request_is_waited_for_without_a_limit(api: ApiServer, short: Cluster
     assert failure.value.retry
 
 
-def test_a_watch_ends_where_the_server_ends_it(api: ApiServer, short: Cluster) -> None:
+def test_a_watch_ends_where_the_server_ends_it(api: ApiServer, ample: Cluster) -> None:
     seen: list[object] = []
-    on_node(short, lambda node: node.follow(seen.append))
+    on_node(ample, lambda node: node.follow(seen.append))
     assert len(seen) == api.count("watch") == 1
 
 
@@ -211,11 +224,11 @@ def test_a_watch_ends_where_the_server_ends_it(api: ApiServer, short: Cluster) -
     ids=["empty", "html"],
 )
 def test_an_answer_that_is_none_is_told(
-    api: ApiServer, short: Cluster, verb: str, kind: str, words: str
+    api: ApiServer, ample: Cluster, verb: str, kind: str, words: str
 ) -> None:
     api.fail(verb, 200, kind=kind)
     with pytest.raises(Failure, match=f"does not answer: {words}") as failure:
-        on_node(short, ASK[verb])
+        on_node(ample, ASK[verb])
     assert failure.value.retry
 
 
@@ -223,11 +236,11 @@ def test_nobody_listens(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(KUBECONFIG.format(url="http://127.0.0.1:1"))
     with pytest.raises(Failure, match=r"'http://127\.0\.0\.1:1' does not answer: All connection") as failure:
-        on_node(Cluster(NODE, config, tmp_path, SHORT), lambda node: node.get())
+        on_node(Cluster(NODE, config, tmp_path, AMPLE), lambda node: node.get())
     assert failure.value.retry
 
 
-def test_an_old_version_is_a_conflict(api: ApiServer, short: Cluster) -> None:
+def test_an_old_version_is_a_conflict(api: ApiServer, ample: Cluster) -> None:
     with pytest.raises(Conflict, match="it has been modified"):
-        on_node(short, lambda node: node.change("1", {DRIVER_STAGED: None}))
+        on_node(ample, lambda node: node.change("1", {DRIVER_STAGED: None}))
     assert [one.status for one in api.of("patch")] == [409]

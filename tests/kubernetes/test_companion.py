@@ -30,6 +30,14 @@ def confirmed(api: ApiServer, name: str = DRIVER_STAGED) -> None:
     wait_for(f"{name} on the node", lambda: told(api, name) == "true")
 
 
+def refused_and_taken(api: ApiServer) -> None:
+    """A patch of a node that had changed, and one of the node as it was then."""
+    statuses = [one.status for one in api.of("patch")]
+    assert statuses[:2] == [409, 200]
+    # A watch that lags tells of what was before, and a patch of that is refused.
+    assert set(statuses[2:]) <= {409}
+
+
 # -- a reboot, from the wish to the end --------------------------------------------------------------------
 
 
@@ -136,7 +144,7 @@ def test_a_node_keeps_its_startup_taint_until_its_driver_works(
     daemon.be("ready", "driver 1 is in force")
     wait_for("the taint to be gone", lambda: OURS not in api.taints(NODE))
     assert api.taints(NODE) == [*OTHERS, late]
-    assert [one.status for one in api.of("patch")] == [409, 200]
+    refused_and_taken(api)
     (body,) = [one.body for one in api.of("patch") if one.status == 200]
     assert set(body["metadata"]) == {"resourceVersion"}
     wait_for("a line", lambda: companion.said(f"taint taken off: {NOT_READY}") == 1)
@@ -234,7 +242,7 @@ def test_a_node_that_has_changed_meanwhile_is_looked_at_again_and_nvidiad_is_ask
     api.before_patch.append(changes)
     api.edit(NODE, labels={BEFORE: "true"})
     wait_for("the new answer", lambda: told(api, REASON) == "not any more")
-    assert [one.status for one in api.of("patch")] == [409, 200]
+    refused_and_taken(api)
     assert told(api, DRIVER_STAGED) is None
     assert companion.said("cannot") == 0
 
@@ -399,7 +407,8 @@ def test_it_ends_at_once_whatever_it_waits_for(
         wait_for("the request", lambda: api.count(verb) == 1)
         status, seconds = companion.end()
     assert status == 0
-    assert seconds < 2, seconds
+    # A request alone may take 30 s.
+    assert seconds < 10, seconds
 
 
 def test_it_ends_at_once_while_nvidiad_is_silent(
@@ -409,7 +418,8 @@ def test_it_ends_at_once_while_nvidiad_is_silent(
     with Companion(api, socket, tmp_path) as companion:
         wait_for("a question", silent)
         status, seconds = companion.end()
-    assert (status, seconds < 2) == (0, True)
+    # nvidiad may take 10 s, which have begun already.
+    assert (status, seconds < 8) == (0, True)
 
 
 def test_it_ends_at_once_between_two_tries(api: ApiServer, socket: Path, tmp_path: Path) -> None:
@@ -417,7 +427,8 @@ def test_it_ends_at_once_between_two_tries(api: ApiServer, socket: Path, tmp_pat
     with Companion(api, socket, tmp_path) as companion:
         wait_for("a long pause", lambda: api.count("get") == 4)
         status, seconds = companion.end()
-    assert (status, seconds < 2) == (0, True)
+    # The pause takes 4 s at least.
+    assert (status, seconds < 3.9) == (0, True)
 
 
 @pytest.mark.parametrize(
