@@ -41,7 +41,7 @@ __all__ = ["public", "served"]
 
 RECONCILE = wire.call("io.nvidiad.Reconcile")
 # What others wait for an answer at most: a busy machine is not the fault of a client.
-SECONDS = 2.0
+SECONDS = 10.0
 # So many connections of one user at once, which ask without end and read nothing.
 PIPELINE = """
 import _socket as s
@@ -215,7 +215,8 @@ def test_ten_thousand_come_and_go(served: Fixture) -> None:
 
 
 def test_followers_who_never_read_while_much_changes(public: Path) -> None:
-    served = start(public / "socket", Limits(stall=2.0))
+    # Long enough that all of them follow before the first is dropped, less than is waited for that below.
+    served = start(public / "socket", Limits(stall=4.0))
     try:
         served.document["big"] = "x" * 300_000
         held = [served.connect() for _ in range(30)]
@@ -271,7 +272,8 @@ def test_what_never_ends_is_cut_off(served: Fixture, name: str, begin: bytes, mo
 
 
 def test_a_hundred_who_speak_byte_by_byte_are_dropped(public: Path) -> None:
-    served = start(public / "socket", Limits(idle=1.0))
+    # Long enough that all of them have come before the first is dropped.
+    served = start(public / "socket", Limits(idle=4.0))
     try:
         held = []
         for _ in range(100):
@@ -280,7 +282,7 @@ def test_a_hundred_who_speak_byte_by_byte_are_dropped(public: Path) -> None:
             held.append(connection)
         eventually(lambda: served.clients() == 100)
         began = time.monotonic()
-        while served.clients() and time.monotonic() - began < 10:
+        while served.clients() and time.monotonic() - began < 30:
             for connection in held:
                 with contextlib.suppress(OSError):
                     connection.send(b"E")
