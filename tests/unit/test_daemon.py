@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
+import statistics
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -55,7 +57,7 @@ class Worker:
         self.looks.append((settings, forced))
         self.inside.set()
         self.meanwhile()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         answer = self.answers.pop(0) if self.answers else status(settings=settings)
         if isinstance(answer, Exception):
             raise answer
@@ -67,6 +69,8 @@ class Systemd:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.answered: list[float] = []
+        """When the watchdog was answered, by the clock of the loop."""
         self.watchdog: float | None = None
 
     def ready(self, status: str) -> None:
@@ -83,6 +87,7 @@ class Systemd:
 
     def alive(self) -> None:
         self.told.append("alive")
+        self.answered.append(asyncio.get_running_loop().time())
 
     def watchdog_seconds(self) -> float | None:
         return self.watchdog
@@ -173,7 +178,7 @@ class Stage:
             )
             running = asyncio.create_task(daemon.run())
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await play(daemon)
                     if not running.done():
                         os.kill(os.getpid(), signal.SIGTERM)
@@ -291,13 +296,15 @@ def test_one_who_asks_among_many_events_makes_the_look_forced_once(stage: Stage)
     ids=["idle", "retry", "at once", "far away"],
 )
 def test_the_next_look_without_an_event(stage: Stage, wait: float | None, pause: float) -> None:
-    stage.worker.answers = [status(Plan("later", wait=wait))]
+    # It may have looked again by the time that this is looked at.
+    stage.worker.answers = [status(Plan("later", wait=wait)) for _ in range(100)]
 
     async def play(daemon: Daemon) -> None:
+        now = asyncio.get_running_loop().time
+        begun = now()
         await stage.idle(daemon)
         assert daemon._next is not None
-        left = daemon._next.when() - asyncio.get_running_loop().time()
-        assert pause - 1 < left <= pause
+        assert begun + pause <= daemon._next.when() <= now() + pause
 
     stage.perform(play)
 
@@ -319,10 +326,11 @@ def test_a_fault_of_its_own_is_told_with_its_traceback_and_does_not_stop_it(stag
     stage.worker.answers = [ZeroDivisionError("a bug")]
 
     async def play(daemon: Daemon) -> None:
+        now = asyncio.get_running_loop().time
+        begun, pause = now(), rim._RECOVER_SECONDS
         await until(lambda: daemon._next)
         assert daemon._next is not None
-        left = daemon._next.when() - asyncio.get_running_loop().time()
-        assert rim._RECOVER_SECONDS - 1 < left <= rim._RECOVER_SECONDS, "it looks again at once, for ever"
+        assert begun + pause <= daemon._next.when() <= now() + pause, "it looks again at once, for ever"
         daemon.poke("an event")
         await stage.looked(2)
         await stage.idle(daemon)
@@ -412,17 +420,17 @@ def test_nothing_is_looked_at_any_more_when_it_was_asked_to_stop_first(stage: St
 
 
 def test_the_watchdog_is_answered_twice_in_its_time_and_also_while_the_worker_is_busy(stage: Stage) -> None:
-    stage.systemd.watchdog = 0.02
+    stage.systemd.watchdog = 0.1
 
     async def play(daemon: Daemon) -> None:
         stage.worker.go.clear()
         await stage.looked(1)
-        begun = asyncio.get_running_loop().time()
-        await until(lambda: stage.systemd.told.count("alive") >= 10)
-        # Ten answers are nine pauses, none longer than half the time (and some for a machine that is busy).
-        assert asyncio.get_running_loop().time() - begun < 9 * 0.02 + 1
+        await until(lambda: len(stage.systemd.answered) >= 10)
 
     stage.perform(play)
+    # Half the time, and as much for a machine that is busy; one that stands still makes one pause long.
+    pauses = [later - earlier for earlier, later in itertools.pairwise(stage.systemd.answered)]
+    assert statistics.median(pauses) <= stage.systemd.watchdog
     assert "alive" not in stage.systemd.told[stage.systemd.told.index("stopping") :]
 
 
