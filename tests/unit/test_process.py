@@ -13,6 +13,8 @@ from nvidiad.nouns.errors import Code, Failure, Transient
 from nvidiad.world import process
 
 SOON = 10.0
+# A program that never ends has so many seconds to say what it has to say first.
+BRIEF = 3
 
 
 def test_output_and_status() -> None:
@@ -87,9 +89,9 @@ def test_timeout_kills_the_program_and_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"trap '' TERM; sleep 100 & echo $! $$ >{pids}; wait; wait"
     began = time.monotonic()
-    with pytest.raises(Transient, match=r"did not end within 0\.5 s$"):
-        process.run(["sh", "-c", script], timeout=0.5)
-    assert time.monotonic() - began < 5
+    with pytest.raises(Transient, match=rf"did not end within {BRIEF} s$"):
+        process.run(["sh", "-c", script], timeout=BRIEF)
+    assert time.monotonic() - began < 30
     for pid in pids.read_text().split():
         assert not _runs(int(pid))
 
@@ -97,13 +99,13 @@ def test_timeout_kills_the_program_and_its_children(tmp_path: Path) -> None:
 def test_child_that_keeps_the_pipes_open_is_not_waited_for(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     with pytest.raises(Transient, match="did not end"):
-        process.run(["sh", "-c", f"sleep 100 & echo $! >{pid_file}"], timeout=0.5)
+        process.run(["sh", "-c", f"sleep 100 & echo $! >{pid_file}"], timeout=BRIEF)
     assert not _runs(int(pid_file.read_text()))
 
 
 def _runs(pid: int) -> bool:
     """Whether a process is there and is more than a zombie that its parent has not collected yet."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -139,8 +141,8 @@ def test_a_long_program_that_fails_says_why() -> None:
 
 def test_a_long_program_that_never_ends_is_killed_with_its_children() -> None:
     pids: list[str] = []
-    with pytest.raises(Transient, match=r"did not end within 0\.5 s"):
-        process.follow(["sh", "-c", "sleep 1000 & echo $!; wait"], timeout=0.5, say=pids.append)
+    with pytest.raises(Transient, match=rf"did not end within {BRIEF} s"):
+        process.follow(["sh", "-c", "sleep 1000 & echo $!; wait"], timeout=BRIEF, say=pids.append)
     deadline = time.monotonic() + SOON
     while (
         Path(f"/proc/{pids[0]}").exists() and "Z" not in Path(f"/proc/{pids[0]}/stat").read_text().split()[2]
