@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 KUBELET = "kubelet.service"
 GATE = f"/etc/systemd/system/{KUBELET}.d/10-nvidia.conf"
 # After the end of the cause: the longest pause of the back-off, a look, and what a busy machine takes.
-HEALED = 20.0
+HEALED = road.PATIENCE
 
 
 def begin(host: Host, config: str | None = None, *, kubelet: bool = True) -> None:

@@ -266,9 +266,10 @@ class Host(Machine):
     def engine_stop(self) -> None:
         self.systemctl("stop", "docker.socket", "docker.service")
 
-    def engine_restart(self) -> None:
+    def engine_restart(self, *, wait: bool = True) -> None:
+        """Also without waiting until it is up again, for who must see that it is away."""
         self.systemctl("reset-failed", "docker.service", check=False)  # its start limit is three in a minute
-        self.systemctl("restart", "docker.service")
+        self.systemctl("restart", *([] if wait else ["--no-block"]), "docker.service")
 
     def engine_freeze(self) -> None:
         self.kill("docker.service", signal.SIGSTOP, whom="main")

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.beds.common import CHECKOUT
 from tests.host.bed import Host
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator, Mapping
 
 # What an engine's words or its image store may make different is tried on all of them, the rest on one.
@@ -37,8 +40,11 @@ LABEL io.nvidiad.driver={label}
 ENTRYPOINT ["/bin/sh", "-c", \\
   "cd /rootfs${{NVIDIAD_ROOT:-/opt}}/nvidia; echo . >>runs; echo r=$NVIDIAD_ROOT; . ./act; echo end"]
 """
-# What waits until a test calls `go`.
+# What waits until a test calls `go`, and what says before that it does.
 WAITING = "while [ ! -e go ]; do sleep .1; done"
+BEGUN = f"echo begun; {WAITING}"
+# Of the image of 36 MiB; over the slow network there are seconds to come.
+MIDDLE = 2 << 20
 SCRIPT = """
 import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +117,7 @@ class Bed:
     digest: str
     layer: str
     """The digest of the image's largest layer."""
-    timers: list[threading.Timer] = field(default_factory=list)
+    timers: list[threading.Thread] = field(default_factory=list)
 
     def command(self, reference: str, *verbs: str, **task: Any) -> list[str]:
         given: dict[str, Any] = {"reference": reference, "verbs": verbs, "digest": "", "root": "/opt"}
@@ -124,8 +130,27 @@ class Bed:
         """Let nvidiad's code act inside the host; its interpreter must end soon after the work does."""
         command = self.command(reference, *verbs, **task)
         result = self.host.run(*command, timeout=120, check=True, env=env)
-        done: dict[str, Any] = result.json()
-        assert result.seconds < done["seconds"] + 8
+        return self._done(result.out, result.seconds)
+
+    def install(self, then: Callable[[], object]) -> dict[str, Any]:
+        """As `act`, with an installer that is BEGUN: as soon as nvidiad hears so, `then` is done."""
+        since = time.monotonic()
+        with self.host.popen(*self.command(f"{PLAIN}/nv:1", "install", digest=self.digest)) as process:
+            try:
+                # Of an installer that it adopts it hears what that has printed before.
+                wait_begun(process)
+                then()
+                out, err = process.communicate(timeout=120)
+            finally:
+                self.host.end(process)
+        assert process.returncode == 0, err
+        return self._done(out, time.monotonic() - since)
+
+    @staticmethod
+    def _done(out: str, seconds: float) -> dict[str, Any]:
+        done: dict[str, Any] = json.loads(out)
+        # More than a busy machine takes for the start of an interpreter.
+        assert seconds < done["seconds"] + 30
         return done
 
     def installer(self, text: str) -> None:
@@ -167,6 +192,23 @@ class Bed:
         self.timers.append(timer)
         timer.start()
 
+    def in_mid_pull(self, action: Callable[[], object]) -> None:
+        """Do something, beside the test, when a part of the image has come over the slow network."""
+
+        def come() -> bool:
+            # The network's word, as each store tells in its own way what has come.
+            shown = self.host.run("tc", "-s", "qdisc", "show", "dev", "lo", check=True).out
+            sent = re.search(r"Sent (\d+) bytes", shown)
+            return sent is not None and int(sent[1]) > MIDDLE
+
+        def work() -> None:
+            self.host.wait(come, "bytes come")
+            action()
+
+        thread = threading.Thread(target=work)
+        self.timers.append(thread)
+        thread.start()
+
     def forget(self) -> None:
         """The containerd store keeps blobs and snapshots for a while after their image is removed."""
         if self.store:
@@ -186,6 +228,13 @@ class Bed:
             for timer in self.timers:
                 timer.join()
             self.host.run("tc qdisc del dev lo root", check=True)
+
+
+def wait_begun(process: subprocess.Popen[str]) -> None:
+    """Wait until nvidiad, let loose with an installer that is BEGUN, tells what that says first."""
+    assert process.stderr is not None
+    while process.stderr.readline().strip() != "begun":
+        assert process.poll() is None
 
 
 @contextmanager

@@ -117,6 +117,7 @@ class Line:
                     return
 
 
-def over_the_line(stall: int = 2) -> str:
-    """A configuration whose registry is at the other end of the line."""
-    return configuration(image={"repository": REPOSITORY, "stall-timeout": stall})
+def over_the_line(stall: int = 2, pause: int | None = None) -> str:
+    """A configuration whose registry is at the other end of the line, and the pause before each next try."""
+    daemon = {"retry-initial": pause, "retry-maximum": pause} if pause else {}
+    return configuration(image={"repository": REPOSITORY, "stall-timeout": stall}, daemon=daemon)

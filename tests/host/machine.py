@@ -266,18 +266,34 @@ class Machine:
 
     def end(self, process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
         """Stop what `popen` started, children included."""
-        # Not nsenter: what it started would be left to this machine's PID 1, which may reap late, and the
-        # host's PID namespace cannot end before that.  When what it started is gone, it ends by itself.
-        parents = {}
+        deadline = time.monotonic() + 60
+        while True:
+            ended = process.poll() is not None
+            # Not nsenter: what it started would be left to this machine's PID 1, which may reap late, and
+            # the host's PID namespace cannot end before that.  When that is gone, it ends by itself.
+            for pid in self._children(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if ended or number != signal.SIGKILL:
+                return
+            # It may not have started anything yet, and what is killed may just have had a child.
+            if time.monotonic() > deadline:
+                raise CommandError(f"{process.args!r} cannot be killed")
+            time.sleep(0.02)
+
+    def _children(self, first: int) -> set[int]:
+        """What descends from a process, or is of the session that it leads."""
+        parents, found = {}, set[int]()
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        family = {process.pid}
+                pid, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+                parents[pid] = int(fields[1])
+                if int(fields[3]) == first:
+                    found.add(pid)
+        family = {first, *found}
         while grown := {pid for pid, parent in parents.items() if parent in family} - family:
             family |= grown
-        for pid in family - {process.pid}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        return family - {first}
 
     def path(self, inside: str) -> Path:
         """Where this machine sees a path of the host in this boot; absolute symlinks lead astray."""
@@ -317,6 +333,8 @@ class Machine:
 
     def journal(self, unit: str = "", *, boot: str = "0") -> list[dict[str, Any]]:
         """Journal entries as journald has them; __MONOTONIC_TIMESTAMP is in microseconds."""
+        # journald may be behind what it was sent.
+        self.run("journalctl", "--sync", check=True)
         command = ["journalctl", "--no-pager", "-o", "json", "--all", f"--boot={boot}"]
         shown = self.run(*command, *(["-u", unit] if unit else []), check=True)
         return [json.loads(line) for line in shown.out.splitlines()]

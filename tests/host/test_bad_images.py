@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 KUBELET = "kubelet.service"
 NEW = road.OTHER_DRIVER
 IMAGE = f"{road.REPOSITORY}:{road.tag(driver=NEW)}"
+# While a refused image is tried again, a part of it is on disk, and its installer may be at work.
+PATIENT = {"retry-initial": 600, "retry-maximum": 600}
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def test_a_bad_image_is_refused_by_name_and_the_driver_in_force_stays(
     calls, etc = len(host.kmod_log()), road.listing(host.path("/etc"), without=("nvidiad/", "systemd/"))
     since = road.clock(host)
     publish(host, bad)
-    road.configure(host, road.configuration(NEW))
+    road.configure(host, road.configuration(NEW, daemon=PATIENT))
     document = road.wait_status(host, lambda d: refused(d, bad), f"{bad.code} for {name}")
     for word in bad.words:
         assert word in document["problem"]["sentence"]
@@ -194,6 +196,7 @@ def test_a_bad_image_is_refused_by_name_and_the_driver_in_force_stays(
 
     # A good image under the same tag: on disk now, in force with the next boot.
     host.kmod_busy("nvidia")
+    road.configure(host, road.configuration(NEW))
     road.publish(host, driver=NEW)
     document = road.wait_phase(host, "pending-reboot", code="driver-mismatch")
     host.kmod_busy()
@@ -210,7 +213,7 @@ def test_without_any_driver_a_bad_image_holds_the_kubelet_until_there_is_a_good_
     host, bad = shared, BAD[name]
     road.strip(host)
     publish(host, bad, driver=road.DRIVER)
-    host.write("/etc/nvidiad/nvidiad.toml", road.configuration())
+    host.write("/etc/nvidiad/nvidiad.toml", road.configuration(daemon=PATIENT))
     host.systemctl("start", "nvidiad.service")
     host.systemctl("start", "--no-block", KUBELET)
     road.wait_status(host, lambda d: refused(d, bad), f"{bad.code} for {name}")
@@ -220,6 +223,7 @@ def test_without_any_driver_a_bad_image_holds_the_kubelet_until_there_is_a_good_
     assert host.nvidiad("list", "--json=short", check=True).json() == []
     left = road.listing(host.path("/opt/nvidia"))
     assert {path for path in left if path != ".lock"} <= {road.DRIVER}, "something is half installed"
+    road.configure(host, road.configuration())
     road.publish(host)
     road.wait_ready(host)
     host.wait(lambda: road.witnessed(host), "the kubelet has looked around")
@@ -236,7 +240,7 @@ def test_an_image_whose_driver_serves_no_gpu_of_the_host_is_refused(shared: Host
     host.gpu_add(SECOND, VOLTA)
     since = road.clock(host)
     publish(host, bad, driver=road.DRIVER)
-    host.write("/etc/nvidiad/nvidiad.toml", road.configuration())
+    host.write("/etc/nvidiad/nvidiad.toml", road.configuration(daemon=PATIENT))
     host.systemctl("start", "nvidiad.service")
     document = road.wait_status(host, lambda d: refused(d, bad), f"{bad.code} for {name}")
     for word in bad.words:
@@ -245,6 +249,7 @@ def test_an_image_whose_driver_serves_no_gpu_of_the_host_is_refused(shared: Host
     ran = road.engine_events(host, "start", since)
     assert not ran if bad.stays_out else ran
     # A card that it serves takes the place of the other.
+    road.configure(host, road.configuration())
     host.gpu_remove(SECOND)
     host.gpu_add()
     road.wait_ready(host)

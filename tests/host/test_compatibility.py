@@ -54,11 +54,15 @@ def test_a_host_whose_image_cannot_be_built_says_why_and_takes_one_that_comes(ho
     assert document["next_try"] is not None
     assert [a["problem"]["code"] for a in document["attempts"]] == ["image-unbuildable"]
     assert host.state("kubelet.service") != "active"
-    assert road.metric(host, "nvidiad_problem", code="image-unbuildable") == 1
-    shown = host.nvidiad("status")
-    assert shown.rc == 4
-    assert "Problem: image-unbuildable" in shown.out
-    assert ERROR in shown.out
+
+    def told() -> bool:
+        shown = host.nvidiad("status")
+        assert shown.rc == 4
+        return "Problem: image-unbuildable" in shown.out and ERROR in shown.out
+
+    # Not at every instant: a try under way is told as what it is.
+    host.wait(lambda: road.metric(host, "nvidiad_problem", code="image-unbuildable") == 1, "it is counted")
+    host.wait(told, "the text names it")
     road.wait_status(host, lambda d: d["attempts"] and d["attempts"][0]["count"] >= 2, "it is tried again")
     road.publish(host)
     road.wait_ready(host)

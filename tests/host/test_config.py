@@ -56,7 +56,15 @@ def ready(cold: Host) -> Host:
     start(cold, road.configuration())
     road.wait_ready(cold)
     cold.wait(lambda: road.witnessed(cold), "the kubelet has looked around")
+    # Which comes after it is said that the driver is ready.
+    cold.wait(lambda: remembered(cold), "the tree is remembered as good")
     return cold
+
+
+def remembered(host: Host) -> bool:
+    memory = "/var/lib/nvidiad/memory.json"
+    known = host.exists(memory) and json.loads(host.read(memory))["last-good"]
+    return bool(known) and not host.exists("/var/lib/nvidiad/.memory.json.tmp")
 
 
 def start(host: Host, config: str) -> None:
@@ -281,6 +289,6 @@ def test_one_reload_after_the_other_is_taken(ready: Host) -> None:
     host = ready
     for version in (road.OTHER_DRIVER, road.DRIVER) * 3:
         road.configure(host, road.configuration(version))
-        road.wait_status(host, lambda d, version=version: d["driver"]["wanted"] == version, version, 5)  # type: ignore[misc]
+        road.wait_status(host, lambda d, version=version: d["driver"]["wanted"] == version, version)  # type: ignore[misc]
     assert host.show(UNIT, "NRestarts") == "0"
     road.wait_ready(host)

@@ -71,29 +71,38 @@ def gateways(bed: Bed) -> list[int]:
 
 @EVERYWHERE
 def test_a_gentle_pull_keeps_to_its_bandwidth(bed: Bed) -> None:
-    done = gently(bed, f"{TLS}/nv:1", "pull", "labels", "install")
-    assert (done["code"], done["sentence"]) == ("", "")
-    assert "unlimited" not in done
-    assert 0.75 * RATE < done["rate"] < 1.25 * RATE, done
-    assert 0.95 * SIZE / RATE < done["pulled"] < 2 * SIZE / RATE
-    assert done["labels"]["io.nvidiad.driver"] == "535.309.01"
-    assert bed.runs() == 1
-    assert bed.images() == [f"{TLS}/nv {bed.digest}"]
-    assert done["listening"] == 0
+    slow = []
+    # The limit holds at each try; how near a pull comes to it is up to the machine, which may be busy.
+    for _ in range(3):
+        done = gently(bed, f"{TLS}/nv:1", "pull", "labels", "install")
+        assert (done["code"], done["sentence"]) == ("", "")
+        assert "unlimited" not in done
+        assert done["rate"] < 1.25 * RATE, done
+        assert done["pulled"] > 0.95 * SIZE / RATE
+        assert done["labels"]["io.nvidiad.driver"] == "535.309.01"
+        assert bed.runs() == 1
+        assert bed.images() == [f"{TLS}/nv {bed.digest}"]
+        assert done["listening"] == 0
+        if done["rate"] > 0.75 * RATE and done["pulled"] < 2 * SIZE / RATE:
+            return
+        slow.append((done["rate"], done["pulled"]))
+        bed.fresh().forget()
+    pytest.fail(f"it does not come near its bandwidth: {slow}")
 
 
 @ONCE
 def test_only_what_nobody_waits_for_is_slow(bed: Bed) -> None:
     done = bed.act(f"{TLS}/nv:1", "pull", bandwidth=1_000_000, install="/opt")
     assert done["code"] == ""
-    assert done["pulled"] < 10
+    # With the limit it would be 38 and more.
+    assert done["pulled"] < 30
 
 
 @ONCE
 def test_the_limit_makes_no_pull_too_late(bed: Bed) -> None:
-    done = gently(bed, f"{TLS}/nv:1", "pull", rate=4_000_000, total=4, stall=2)
+    done = gently(bed, f"{TLS}/nv:1", "pull", rate=3_000_000, total=10, stall=8)
     assert (done["code"], done["sentence"]) == ("", "")
-    assert done["pulled"] > 7
+    assert done["pulled"] > 12
 
 
 @ONCE
@@ -126,7 +135,7 @@ def test_a_registry_that_dies_under_a_gentle_pull_is_named(bed: Bed) -> None:
         bed.host.registry_start("tls")
     assert done["code"] == "registry-unreachable", done
     assert TLS in done["sentence"] and "nvidiad-gentle" not in done["sentence"]
-    assert done["pulled" if "pulled" in done else "seconds"] < 30
+    assert done["pulled" if "pulled" in done else "seconds"] < 60
     assert bed.images() == []
 
 
@@ -141,7 +150,7 @@ def test_an_engine_that_does_not_get_at_the_gateway_pulls_without_a_limit(bed: B
         bed.host.run(f"iptables -D {rule}", check=True)
     assert (done["code"], done["sentence"]) == ("", "")
     assert "proceeding anyway" in done["unlimited"]
-    assert done["pulled"] < 20
+    assert done["pulled"] < 35
     assert bed.images() == [f"{TLS}/nv {bed.digest}"]
 
 
@@ -158,7 +167,8 @@ def test_what_a_gateway_brought_is_not_brought_again(bed: Bed) -> None:
     left(bed)
     done = gently(bed, f"{TLS}/nv:1", "pull", "labels", rate=100_000)
     assert (done["code"], done["sentence"]) == ("", "")
-    assert done["pulled"] < 10
+    # With nothing there it would be 388.
+    assert done["pulled"] < 60
     assert bed.images() == [f"{TLS}/nv {bed.digest}"]
 
 
