@@ -55,17 +55,18 @@ def _bed_kernels() -> Kernels:
     return kernels()
 
 
+@pytest.fixture(scope="session", name="states_folder")
+def _states_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all workers of a test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "vm-states"
+
+
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frozen]:
+def host(states_folder: Path) -> Iterator[Frozen]:
     """A frozen host in slot A: card, Docker Engine and registry are up, nvidiad is there and never ran."""
-    folder = tmp_path_factory.mktemp("host")
-    base = states.with_docker()
-    with Machine(folder / "work", frozen=base) as machine:
-        machine.resume()
-        product.install(machine)
-        frozen = machine.freeze(folder / "frozen")
-    yield frozen
-    shutil.rmtree(folder)  # pytest would keep three sessions of 150 MB each
+    with states.shared(states_folder / "host", states.with_docker(), product.install) as frozen:
+        yield frozen
 
 
 @pytest.fixture
@@ -80,16 +81,16 @@ def vm(host: Frozen, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
 
 @pytest.fixture(scope="session")
 def driven_host(
-    host: Frozen, bed_kernels: Kernels, tmp_path_factory: pytest.TempPathFactory
+    host: Frozen, bed_kernels: Kernels, states_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Frozen]:
     """The frozen host a while later: nvidiad has brought its driver into force, and the kubelet runs."""
-    folder = tmp_path_factory.mktemp("driven")
-    with Machine(folder / "work", frozen=host) as machine:
-        machine.resume()
-        road.bring_into_force(machine, road.payload(folder / "payload", "A", bed_kernels.a))
-        frozen = machine.freeze(folder / "frozen")
-    yield frozen
-    shutil.rmtree(folder)
+
+    def drive(machine: Machine) -> None:
+        tree = road.payload(tmp_path_factory.mktemp("driven"), "A", bed_kernels.a)
+        road.bring_into_force(machine, tree)
+
+    with states.shared(states_folder / "driven", host, drive) as frozen:
+        yield frozen
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ TAG = f"{KERNEL}-{DRIVER}"
 TREE = f"/opt/nvidia/{DRIVER}/{KERNEL}"
 CURRENT = "/opt/nvidia/current"
 CARD = "0000:01:00.0"
+READY_SECONDS = 700.0  # from nothing: pulled, laid down and hashed under emulation
 # On Debian the OS version does not name the kernel.
 CONFIGURATION = road.CONFIGURATION.replace(road.DRIVER, DRIVER).replace(
     f'{road.REPOSITORY}"\n', f'{road.REPOSITORY}"\ntag = "{{kernel}}-{{driver}}"\n'

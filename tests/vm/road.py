@@ -40,7 +40,7 @@ retry-maximum = 8
 # Under emulation everything takes some fifteen times what it takes on a host.
 READY_SECONDS = 240.0
 # Asking takes a third of a second of the guest's only CPU: nvidiad itself needs it more.
-POLL_SECONDS = 1.5
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,11 @@ def main_pids(vm: Machine, units: str = "kubelet nvidia-persistenced") -> list[s
     pids = vm.output(f"systemctl show -p MainPID --value {units}").split()
     assert "0" not in pids, pids
     return pids
+
+
+def told(vm: Machine, unit: str, form: str = "cat") -> str:
+    """A unit's messages of this boot, when journald has written down what it was told."""
+    return vm.output(f"journalctl --sync && journalctl -b -u {unit} -o {form} --no-pager")
 
 
 def journal(vm: Machine, units: Iterable[str]) -> list[tuple[float, str, str]]:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ from tests.vm.machine import Frozen, Machine
 from tests.vm.qemu import Hardware
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.vm.disk import Disk
 
 # As on Container Linux, a later boot starts the engine when somebody first connects to it.
@@ -50,3 +55,23 @@ def with_docker(
         (partial / "work").rmdir()
 
     return Frozen(cached("vm-frozen", key, make))
+
+
+@contextmanager
+def shared(folder: Path, base: Frozen, prepare: Callable[[Machine], object]) -> Iterator[Frozen]:
+    """A state that `prepare` leads to from `base`; a test run's first worker makes it for all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "users").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        frozen = Frozen(folder / "frozen")
+        if not frozen.folder.exists():
+            with Machine(folder / "work", frozen=base) as machine:
+                machine.resume()
+                prepare(machine)
+                machine.freeze(folder / "making").folder.rename(frozen.folder)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield frozen
+        # The last one to go removes it: pytest would keep three runs of 150 MB each.
+        with suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)

@@ -48,7 +48,7 @@ def refused(vm: Machine) -> str:
     assert vm.run("test -e /sys/module/nvidia").rc == 1
     # Refused before anything is exposed.
     assert vm.run(f"test -e {LINKER_CONFIGURATION} || test -e {CURRENT} || ls /dev/nvidia*").rc != 0
-    return vm.output("journalctl -b -u nvidia -o cat --no-pager")
+    return road.told(vm, "nvidia")
 
 
 def cached_cuda(vm: Machine) -> list[str]:
@@ -131,7 +131,7 @@ def test_module_of_the_other_kernel_is_refused_before_insmod(
     told = refused(vm)
     assert f"has vermagic '{bed_kernels.b.release} " in told
     assert f"this host runs kernel '{bed_kernels.a.release}'" in told
-    assert '"vermagic-mismatch"' in vm.output("journalctl -b -u nvidia -o json --no-pager")
+    assert '"vermagic-mismatch"' in road.told(vm, "nvidia", "json")
     checked = vm.run(f"{road.NVIDIAD} check")
     assert checked.rc == 1 and "vermagic-mismatch" in checked.out
     # The right modules under the same name put it in order.
@@ -219,9 +219,9 @@ def test_a_held_device_is_not_torn_down(driven: Machine) -> None:
     pid = driven.output("pgrep -f '^sleep 4000'")
     # The stand-in persistenced holds it too, and goes by itself: its unit requires this one.
     driven.run("systemctl stop nvidia")
-    told = driven.output("journalctl -b -u nvidia -o cat --no-pager")
+    told = road.told(driven, "nvidia")
     assert f"module 'nvidia' is in use by sleep (pid {pid}, " in told, told
-    assert "module-in-use" in driven.output("journalctl -b -u nvidia -o json --no-pager")
+    assert "module-in-use" in road.told(driven, "nvidia", "json")
     assert state_outside(driven) == before
     assert driven.output("grep -c ^nvidia /proc/modules") == "3"
     driven.run(f"kill {pid}; until systemctl start nvidia; do sleep 1; done", check=True)

@@ -92,15 +92,15 @@ def test_card_comes_and_goes_with_events(vm: Machine, bed_kernels: Kernels) -> N
     vm.start("exec udevadm monitor --udev --property --subsystem-match=pci >/tmp/events")
     vm.wait_for("grep -q UDEV /tmp/events")
     vm.plug()
-    vm.wait_for("grep -q '^ACTION=add' /tmp/events && grep -q '^PCI_ID=10DE:' /tmp/events", 30)
+    vm.wait_for("grep -q '^ACTION=add' /tmp/events && grep -q '^PCI_ID=10DE:' /tmp/events")
     put_modules(vm, bed_kernels.a)
     vm.run("insmod /tmp/nvidia.ko", check=True)
     assert vm.output("ls /proc/driver/nvidia/gpus") == "0000:01:00.0"
     vm.unplug()
-    vm.wait_for("grep -q '^ACTION=remove' /tmp/events", 30)
+    vm.wait_for("grep -q '^ACTION=remove' /tmp/events")
     assert vm.output("ls /proc/driver/nvidia/gpus") == ""
     vm.plug()
-    vm.wait_for("test -e /proc/driver/nvidia/gpus/0000:01:00.0", 30)
+    vm.wait_for("test -e /proc/driver/nvidia/gpus/0000:01:00.0")
 
 
 def test_update_and_reboot_into_the_other_slot(vm: Machine, bed_kernels: Kernels) -> None:
@@ -135,7 +135,8 @@ def test_usr_is_read_only_and_has_lib64(vm: Machine) -> None:
 
 def test_every_clone_is_fresh(vm: Machine) -> None:
     assert vm.run("test -e /opt/kept || test -e /opt/nvidia").rc == 1
-    assert abs(float(vm.output("date +%s")) - time.time()) < 5
+    before = time.time()
+    assert before - 5 < float(vm.output("date +%s")) < time.time() + 5
 
 
 def test_docker_pushes_pulls_and_runs(vm: Machine) -> None:

@@ -76,7 +76,7 @@ def test_a_module_of_another_build_of_the_same_release_is_refused_before_insmod(
 
     # By hand it gets as far as insmod: that is what the kernel says to it. The daemon would be at it, too.
     vm.run("systemctl stop nvidiad.socket nvidiad", check=True)
-    vm.wait_for('[ -z "$(docker ps -q)" ]', 60)
+    vm.wait_for('[ -z "$(docker ps -q)" ]', 180)
     road.install(vm, tree)
     code, text = check(vm)["symbols"]
     assert (code, "module_layout" in text) == ("symbol-mismatch", True)

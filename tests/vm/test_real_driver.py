@@ -68,7 +68,7 @@ def come_into_force(vm: Machine) -> None:
     assert vm.run("test -e /sys/module/nvidia || test -e /opt/nvidia").rc == 1
     vm.wait_unit("kubelet.service")
     vm.plug()
-    document = road.wait_phase(vm, "ready", 400)
+    document = road.wait_phase(vm, "ready", real.READY_SECONDS)
     (gpu,) = document["gpus"]
     assert (gpu["address"], gpu["device"], gpu["bound"]) == (real.CARD, "10de:20b5", "nvidia")
     assert document["driver"]["current"] == real.TREE
@@ -189,9 +189,9 @@ def test_the_image_for_another_kernel_is_refused_before_insmod(vm: Machine) -> N
     )
     heard = vm.output("dmesg | wc -l")
     assert vm.run("systemctl start nvidia").rc != 0
-    told = vm.output("journalctl -b -u nvidia -o cat --no-pager")
+    told = road.told(vm, "nvidia")
     assert f"has vermagic '{real.KERNEL} SMP" in told and f"this host runs kernel '{real.NEWER}'" in told
-    assert '"vermagic-mismatch"' in vm.output("journalctl -b -u nvidia -o json --no-pager")
+    assert '"vermagic-mismatch"' in road.told(vm, "nvidia", "json")
     assert "nvidia" not in vm.output(f"dmesg | tail -n +{int(heard) + 1}").lower()
     assert vm.run("test -e /sys/module/nvidia").rc == 1
     # The kernel would have refused it too, and said less.
