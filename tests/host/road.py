@@ -294,7 +294,8 @@ def wait_status(
             # Between two lives of the daemon nobody answers.
             last = repr(error)
         else:
-            if holds(document):
+            # Before its first look nvidiad knows nothing of the host that anybody could wait for.
+            if document["looked"] is not None and holds(document):
                 return document
         time.sleep(0.05)
     shown = json.dumps(last, indent=1) if isinstance(last, dict) else last
