@@ -167,6 +167,16 @@ def released(host: Host) -> int:
     return done.count("release-reboot")
 
 
+def asked_at(host: Host, boot: str = "-1") -> float:
+    """When the reboot was asked for with which that boot ended, on the clock on the wall."""
+    return road.journal_time(host, "systemd-logind.service", _ASKED, boot=boot, wall=True)
+
+
+def gone_at(host: Host, boot: str = "-1") -> float:
+    """When logind let it go."""
+    return road.journal_time(host, "systemd-logind.service", _GONE, boot=boot, last=True, wall=True)
+
+
 def held_for(host: Host, boot: str = "-1") -> float:
     """How long logind held the reboot with which that boot ended, in seconds."""
     asked = road.journal_time(host, "systemd-logind.service", _ASKED, boot=boot)
