@@ -145,17 +145,36 @@ def locks(host: Host) -> list[str]:
     return [str(entry[2]) for entry in said["data"][0] if entry[1] == "nvidiad"]
 
 
-def look(host: Host) -> dict[str, Any]:
-    """Let nvidiad look once more; the document after that."""
-    before = road.status(host)["looked"] or 0.0
-    host.nvidiad("reconcile", check=True)
-    return road.wait_status(host, lambda said: (said["looked"] or 0.0) > before, "nvidiad has looked again")
+def look(host: Host, *, over: bool = True) -> dict[str, Any]:
+    """Let nvidiad look once more; what it says of the host as it is now, with `over` when all is done."""
+    document = road.status(host)
+    # The first time it may have been under way already, and have seen the host as it was.
+    for _ in range(2):
+        before = document["looked"] or 0.0
+
+        def holds(said: dict[str, Any], before: float = before) -> bool:
+            done = said["plan"] and not said["plan"]["steps"]
+            return (said["looked"] or 0.0) > before and (done or not over)
+
+        host.nvidiad("reconcile", check=True)
+        document = road.wait_status(host, holds, "nvidiad has looked again")
+    return document
 
 
 def released(host: Host) -> int:
     """How often nvidiad has given its lock back in this boot."""
     done = [entry.get("NVIDIAD_STEP") for entry in host.journal("nvidiad.service")]
     return done.count("release-reboot")
+
+
+def asked_at(host: Host, boot: str = "-1") -> float:
+    """When the reboot was asked for with which that boot ended, on the clock on the wall."""
+    return road.journal_time(host, "systemd-logind.service", _ASKED, boot=boot, wall=True)
+
+
+def gone_at(host: Host, boot: str = "-1") -> float:
+    """When logind let it go."""
+    return road.journal_time(host, "systemd-logind.service", _GONE, boot=boot, last=True, wall=True)
 
 
 def held_for(host: Host, boot: str = "-1") -> float:

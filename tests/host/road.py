@@ -294,7 +294,8 @@ def wait_status(
             # Between two lives of the daemon nobody answers.
             last = repr(error)
         else:
-            if holds(document):
+            # Before its first look nvidiad knows nothing of the host that anybody could wait for.
+            if document["looked"] is not None and holds(document):
                 return document
         time.sleep(0.05)
     shown = json.dumps(last, indent=1) if isinstance(last, dict) else last
@@ -336,15 +337,24 @@ def story(host: Host, lines: int = 60) -> str:
     return host.run(*show).out + host.run("systemctl list-units --failed --plain --no-legend").out
 
 
-def journal_time(host: Host, unit: str, text: str, *, last: bool = False, boot: str = "0") -> float:
-    """When a message of a unit (or about it) came, on the monotonic clock in seconds."""
+def journal_time(
+    host: Host, unit: str, text: str, *, last: bool = False, boot: str = "0", wall: bool = False
+) -> float:
+    """When a message of a unit (or about it) was sent, on the monotonic clock or on the wall, in seconds."""
     times = [
-        int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
+        _sent(entry, wall=wall)
         for entry in host.journal(unit, boot=boot)
         if text in str(entry.get("MESSAGE", ""))
     ]
     assert times, f"no message of {unit} has {text!r}:\n{story(host)}"
     return times[-1 if last else 0]
+
+
+def _sent(entry: dict[str, Any], *, wall: bool) -> float:
+    # The other two times are those at which journald came to the message, which on a busy machine is later.
+    taken = int(entry["__REALTIME_TIMESTAMP"])
+    sent = int(entry.get("_SOURCE_REALTIME_TIMESTAMP", taken))
+    return (sent if wall else int(entry["__MONOTONIC_TIMESTAMP"]) - (taken - sent)) / 1e6
 
 
 def started_at(host: Host, unit: str) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.beds.common import SUITES
-from tests.host import road
+from tests.host import ahead, road
 from tests.host.machine import RELEASE
 
 if TYPE_CHECKING:
@@ -92,19 +92,23 @@ def test_a_slow_download_holds_the_kubelet_and_status_is_answered_meanwhile(host
     road.publish(host)
     host.run("systemctl disable registry@5000.service", check=True)
     host.reboot()
-    document = road.wait_phase(host, "waiting")
-    assert document["problem"]["code"] == "registry-unreachable"
+    # A dockerd that is not up yet is another problem, and a passing one.
+    document = road.wait_phase(host, "waiting", code="registry-unreachable")
     assert host.state(KUBELET) == "inactive"
+    # No try comes between the two: it might pull the whole image.
+    host.kill("nvidiad.service", signal.SIGSTOP)
     host.registry_start("plain")
     host.registry_freeze("plain")
+    host.kill("nvidiad.service", signal.SIGCONT)
     host.nvidiad("reconcile", check=True)
     document = road.wait_status(
         host, lambda d: d["phase"] == "converging" and d["plan"]["steps"], "the pull is under way"
     )
     assert document["plan"]["steps"][0]["step"] == "pull-image"
-    begun = time.monotonic()
-    assert host.nvidiad("status").rc == 4
-    assert time.monotonic() - begun < 2
+    asked = [host.nvidiad("status") for _ in range(3)]
+    assert [each.rc for each in asked] == [4] * 3
+    # What a busy machine holds up is not all of them.
+    assert min(each.seconds for each in asked) < 2
     assert host.state(KUBELET) == "inactive"
     host.registry_thaw("plain")
     road.wait_ready(host)
@@ -171,7 +175,7 @@ def test_a_restart_of_nvidiad_touches_nothing(ready: Host) -> None:
 def test_nvidiad_that_hangs_is_shot_by_the_watchdog_and_nothing_else_is_touched(ready: Host) -> None:
     host = ready
     place = "/etc/systemd/system/nvidiad.service.d/bed.conf"
-    host.write(place, "[Service]\nWatchdogSec=2\nRestartSec=100ms\n")
+    host.write(place, "[Service]\nWatchdogSec=8\nRestartSec=100ms\n")
     host.systemctl("daemon-reload")
     host.systemctl("restart", "nvidiad.service")
     road.wait_phase(host, "ready")
@@ -223,8 +227,9 @@ def test_nvidiad_comes_back_by_itself_after_the_bus_was_away(host: Host) -> None
     road.publish(host)
     host.systemctl("start", "nvidiad.service")
     road.wait_ready(host)
-    before = untouched(host)
+    before, pid = untouched(host), road.main_pid(host, "nvidiad.service")
     host.systemctl("restart", "dbus.service")
+    wait_another(host, pid)
     road.wait_status(
         host, lambda d: d["phase"] == "ready" and unit(d, KUBELET)["active"] == "active", "ready again"
     )
@@ -277,7 +282,8 @@ def test_what_the_update_engine_says_is_in_status_and_metrics(ready: Host) -> No
     road.put_tree(host, *road.NEXT)
     host.update_engine("UPDATED_NEED_REBOOT", road.NEXT[0])
     said("UPDATED_NEED_REBOOT", road.NEXT[0])
-    assert road.metric(host, "nvidiad_staged_trees") == 1
+    # The tree and the word of it came one after the other, and a look may have seen only one of them.
+    host.wait(lambda: road.metric(host, "nvidiad_staged_trees") == 1, "the tree is counted")
     assert road.NEXT[0] in host.nvidiad("status", check=True).out
     # Started anew it knows that something is on disk, and not what.
     host.systemctl("restart", "update-engine.service")
@@ -295,48 +301,72 @@ def looks(host: Host) -> float:
     return road.metric(host, "nvidiad_looks_total") or 0
 
 
+def reasons(host: Host) -> list[str]:
+    """Why nvidiad has looked, each time."""
+    return [
+        str(entry["NVIDIAD_REASONS"])
+        for entry in host.journal("nvidiad.service")
+        if "NVIDIAD_REASONS" in entry
+    ]
+
+
 def settle(host: Host) -> float:
     """The number of looks once the last event's look is over."""
     before = looks(host)
     deadline = time.monotonic() + road.PATIENCE
-    since = time.monotonic()
-    while time.monotonic() - since < 0.5:
+    since, same = time.monotonic(), 0
+    # On a busy machine one question may take as long as that.
+    while time.monotonic() - since < 0.5 or same < 10:
         now = looks(host)
+        same += 1
         if now != before:
-            before, since = now, time.monotonic()
+            before, since, same = now, time.monotonic(), 0
         assert time.monotonic() < deadline, "nvidiad never comes to rest"
         time.sleep(0.05)
     return before
 
 
 def test_ten_events_while_a_look_is_under_way_make_one_more_look(ready: Host) -> None:
-    host = ready
-    before = settle(host)
-    # A look that takes long: a node is missing, and the reload waits for a slow `systemctl`.
+    host, debug = ready, "/etc/systemd/system/nvidiad.service.d/bed.conf"
+    # Why it looks is in the journal then.
+    host.write(debug, "[Service]\nEnvironment=SYSTEMD_LOG_LEVEL=debug\n")
+    # A look that takes long: a node is missing, and the reload waits until it may go on.
     host.write(
         "/etc/systemd/system/nvidia.service.d/bed.conf",
-        "[Service]\nExecReload=\nExecReload=/bin/sleep 2\nExecReload=/opt/nvidiad/bin/nvidiad activate\n",
+        "[Service]\nExecReload=\nExecReload=/bin/sh -c 'until [ -e /run/go ]; do sleep .1; done'\n"
+        "ExecReload=/opt/nvidiad/bin/nvidiad activate\n",
     )
     host.systemctl("daemon-reload")
+    host.systemctl("restart", "nvidiad.service")
+    # One that is under way is not counted before it has seen the host.
+    ahead.look(host)
     before = settle(host)
+    told = len(reasons(host))
     host.run("rm", "/dev/nvidia0", check=True)
     host.nvidiad("reconcile", check=True)
     host.wait(lambda: host.state("nvidia.service") == "reloading", "the reload has begun")
     during = looks(host)
-    for _ in range(10):
-        host.update_engine("CHECKING_FOR_UPDATE")
+    for number in range(10):
+        host.update_engine("CHECKING_FOR_UPDATE", progress=number / 10)
+    status = f"busctl call {ahead.ENGINE} GetStatus"
+    host.wait(lambda: " 0.9 " in host.run(status).out, "update_engine has said all of them")
     for _ in range(10):
         host.uevent("change", "/devices/pci0000:00/0000:01:00.0", PCI_ID="10DE:20B5")
     assert host.state("nvidia.service") == "reloading"
     assert looks(host) == during
+    host.write("/run/go", "")
     host.wait(lambda: host.exists("/dev/nvidia0"), "the node is back")
     after = settle(host)
-    # The one under way is published again after its step; then there is one for all that was heard since,
-    # one for the end of the reload's job if that is heard only then, and those for the units to which the
-    # reload is passed on, which begin and end with theirs.
-    assert 1 <= after - during <= 7, (before, during, after)
-    host.run("rm", "/etc/systemd/system/nvidia.service.d/bed.conf", check=True)
+    # There is one for all that was heard since, and the last may be heard only when that has begun.
+    heard = reasons(host)[told:]
+    for word in ("update_engine has news", "0000:01:00.0"):
+        assert 1 <= sum(word in reason for reason in heard) <= 2, heard
+    # The one under way is published again after its step; others are for the end of the reload's job, and
+    # for the units to which the reload is passed on, which begin and end with theirs.
+    assert 1 <= after - during < 20, (before, during, after)
+    host.run("rm", "/run/go", debug, "/etc/systemd/system/nvidia.service.d/bed.conf", check=True)
     host.systemctl("daemon-reload")
+    host.systemctl("restart", "nvidiad.service")
     host.update_engine("IDLE")
     road.wait_ready(host)
 
@@ -354,6 +384,7 @@ def test_what_is_logged_reaches_a_journal_that_was_restarted(ready: Host) -> Non
 
 def test_an_idle_nvidiad_does_not_look(ready: Host) -> None:
     host = ready
+    ahead.look(host)
     before = settle(host)
     # Mounts of pods, other people's units and devices are no concern of ours.
     host.run("mkdir -p /run/pod && mount -t tmpfs pod /run/pod && umount /run/pod", check=True)
@@ -370,5 +401,7 @@ def test_the_driver_in_force_is_the_one_of_this_boot(ready: Host) -> None:
     assert road.metric(host, "nvidiad_ready") == 1
     assert road.metric(host, "nvidiad_phase", phase="ready") == 1
     assert road.metric(host, "nvidiad_phase", phase="no-gpu") == 0
-    assert road.metric(host, "nvidiad_unit_active", unit=KUBELET) == 1
+    host.wait(
+        lambda: road.metric(host, "nvidiad_unit_active", unit=KUBELET) == 1, "the kubelet is seen to be up"
+    )
     assert document["os"]["version"] == RELEASE[0]

@@ -114,7 +114,10 @@ def test_a_registry_that_is_not_well_is_told_and_the_pull_is_made_when_it_is(
             assert word in document["problem"]["sentence"].lower(), document["problem"]
         assert_held(host)
         assert host.modules() == []
-        assert not host.exists(TREE)
+        # nvidiad itself makes room for what comes, under a hidden name, at each of its tries.
+        laid = road.listing(host.path(TREE))
+        assert not [name for name in laid if not name.startswith(".")], laid
+        assert engine == "registry" or not host.exists(TREE)
         registry.heal()
         assert_healed(host)
     assert engine == "docker" or road.engine_events(host, "pull", since) == ""
@@ -126,14 +129,15 @@ def test_a_slow_registry_is_waited_for_and_its_progress_shown(cold: Host, engine
     # nvidiad itself unpacks what it fetches while it comes.
     fetching = "install-tree" if engine == "registry" else "pull-image"
     with Liar(host, liar.slow(64 << 10)) as registry:
-        image = {"repository": liar.REPOSITORY, "stall-timeout": 2}
+        image = {"repository": liar.REPOSITORY, "stall-timeout": 5}
         begin(host, road.configuration(image=image, engine={"kind": engine}))
         under_way = lambda d: (d["progress"] or {}).get("step") == fetching and d["progress"]["done"]  # noqa: E731
         document = road.wait_status(host, under_way, "bytes come", HEALED)
         assert document["phase"] == "converging"
         # Longer than the silence that ends a pull.
         before = document["progress"]["done"]
-        road.wait_status(host, lambda d: d["progress"]["done"] > before + (160 << 10), "more comes", HEALED)
+        more = lambda d: (d["progress"] or {"done": 0})["done"] > before + (352 << 10)  # noqa: E731
+        road.wait_status(host, more, "more comes", HEALED)
         document = road.status(host)
         assert document["attempts"] == [] and document["problem"] is None
         assert_held(host)
@@ -189,9 +193,11 @@ def untouched(host: Host) -> dict[str, object]:
 
 def hears(host: Host) -> None:
     """nvidiad hears what happens: a node that is gone is back after a look that an event asks for."""
-    before = road.status(host)["looked"]
+    # Before the first look there is no time of one.
+    before = road.status(host)["looked"] or 0.0
     host.uevent("change", "/devices/pci0000:00/0000:01:00.0")
-    road.wait_status(host, lambda d: d["looked"] > before and d["phase"] == "ready", "it has looked", HEALED)
+    looked = lambda d: (d["looked"] or 0.0) > before and d["phase"] == "ready"  # noqa: E731
+    road.wait_status(host, looked, "it has looked", HEALED)
 
 
 def thaw_bus(host: Host) -> None:
@@ -211,11 +217,13 @@ BUS = {
 @pytest.mark.parametrize("how", BUS)
 def test_a_bus_that_is_lost_costs_nvidiad_a_restart_and_nothing_else(ready: Host, how: str) -> None:
     host, (cause, end) = ready, BUS[how]
-    before = untouched(host)
+    before, pid = untouched(host), road.main_pid(host, "nvidiad.service")
     try:
         host.run(cause, timeout=30)
     finally:
         host.run(end, check=True)
+    if "KILL" in cause:
+        host.wait(lambda: road.main_pid(host, "nvidiad.service") not in (0, pid), "another nvidiad", HEALED)
     road.wait_phase(host, "ready", HEALED)
     host.wait(
         lambda: (
@@ -248,7 +256,8 @@ def test_systemd_is_made_anew_in_the_middle_of_an_activation(staged: Host, comma
 
 def test_a_start_that_somebody_cancels_is_made_again(staged: Host) -> None:
     host = staged
-    host.kmod_delay(insmod=1)
+    # The second module takes as long as this test has to cancel the start.
+    host.kmod_delay(insmod=4)
     try:
         # Alone: the job is nvidiad's own, and not one that the kubelet's start has brought.
         begin(host, kubelet=False)
@@ -297,7 +306,9 @@ def test_a_kubelet_that_is_masked_is_told_and_let_be(ready: Host) -> None:
 
 def test_a_persistence_daemon_that_fails_keeps_nobody_from_the_gpu(staged: Host) -> None:
     host, drop_in = staged, f"/etc/systemd/system/{PERSISTENCED}.d/90-fail.conf"
-    host.write(drop_in, "[Service]\nExecStart=\nExecStart=/bin/false\nRestart=on-failure\nRestartSec=1\n")
+    # Five starts in ten seconds are the limit otherwise, which it meets or not, as busy as the machine is.
+    fails = "ExecStart=\nExecStart=/bin/false\nRestart=on-failure\nRestartSec=1\n"
+    host.write(drop_in, f"[Unit]\nStartLimitIntervalSec=0\n[Service]\n{fails}")
     host.systemctl("daemon-reload")
 
     def down(document: dict[str, Any]) -> bool:
@@ -318,18 +329,32 @@ def test_a_persistence_daemon_that_fails_keeps_nobody_from_the_gpu(staged: Host)
 # -- the kernel and its events ---------------------------------------------------------------------
 
 
+# Events until the kernel has lost one more of them than before, at most 3000.
+FLOOD = """
+lost() { awk '$2 == 15 {lost += $9} END {print lost + 0}' /proc/net/netlink; }
+before=$(lost)
+for i in $(seq 60); do
+    for j in $(seq 50); do /run/bed/uevent change /devices/pci0000:00/0000:01:00.0 pci; done
+    [ "$(lost)" -gt "$before" ] && exit 0
+done
+exit 1
+"""
+
+
 def test_a_flood_of_device_events_is_survived_and_a_lost_one_is_made_up_for(ready: Host) -> None:
-    host = ready
+    host, place = ready, "/run/systemd/system/nvidiad.service.d/patient.conf"
+    # So many events take a busy machine as long as the watchdog waits for a process that is stopped.
+    host.write(place, "[Service]\nWatchdogSec=600\n")
+    host.run("systemctl daemon-reload && systemctl restart nvidiad.service", check=True)
+    road.wait_ready(host)
     before = untouched(host)
     pid = road.main_pid(host, "nvidiad.service")
     looks = road.metric(host, "nvidiad_looks_total") or 0
     # Nobody reads them: the kernel has no room for all and drops the rest.
     host.kill("nvidiad.service", signal.SIGSTOP, whom="main")
     try:
-        event = "/run/bed/uevent change /devices/pci0000:00/0000:01:00.0 pci"
-        host.run(f"for i in $(seq 3000); do {event}; done", timeout=120)
-        dropped = host.run("awk '$2 == 15 && $9 > 0 {print $9}' /proc/net/netlink", check=True).out
-        assert dropped.strip(), "nothing was lost"
+        flood = host.run(FLOOD, timeout=300)
+        assert flood.rc == 0, "nothing was lost"
         # The one that matters is among the lost.
         host.run("rm /dev/nvidia0", check=True)
     finally:
@@ -339,6 +364,7 @@ def test_a_flood_of_device_events_is_survived_and_a_lost_one_is_made_up_for(read
     assert (road.metric(host, "nvidiad_looks_total") or 0) - looks < 30
     assert road.main_pid(host, "nvidiad.service") == pid
     assert untouched(host) == before
+    host.run(f"systemctl stop nvidiad.service; rm {place} && systemctl daemon-reload", check=True)
 
 
 def test_a_module_of_somebody_else_has_the_gpu(staged: Host) -> None:

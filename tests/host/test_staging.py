@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_the_next_driver_is_on_disk_before_the_reboot_and_the_boot_needs_no_netw
     assert VERSION not in host.run("docker", "images", "--digests", check=True).out
     host.registry_stop()
     before = host.boots
-    host.systemctl("start", "locksmithd.service")
+    host.run("systemctl start locksmithd.service")  # the host may be gone before its answer is here
     host.wait_up(after=before)
     assert ahead.held_for(host) < 5
     host.registry_stop()
@@ -152,13 +153,15 @@ def test_a_reboot_is_held_no_longer_than_configured(host: Host) -> None:
     host.systemctl("start", "locksmithd.service")
     host.update_engine("DOWNLOADING", VERSION, progress=0.5)
     ahead.wait_held(host)
-    before = host.boots
+    before, finished = host.boots, time.time()
     ahead.finish(host)
     # Who waits is told for how long, and what for.
     document = road.wait_status(host, lambda said: said["reboot"]["until"], "the reboot waits")
     assert 0 < document["reboot"]["until"] - document["looked"] <= 6
     host.wait_up(after=before)
-    assert 5 < ahead.held_for(host) < 8
+    # What is counted from is seen a moment after it was.
+    assert ahead.gone_at(host) >= finished + 5.9
+    assert ahead.held_for(host) < 10
     document = road.wait_phase(host, "waiting", code="image-missing")
     assert document["os"]["version"] == VERSION
 
@@ -174,9 +177,10 @@ def test_a_reboot_that_somebody_asks_for_cuts_the_turn_of_a_fleet_short(host: Ho
     # At most a third of what a reboot may be held, once somebody might wait.
     document = road.wait_status(host, lambda said: (ahead.stage(said)["due"] or 0) <= 20, "its turn is near")
     before = host.boots
-    host.systemctl("start", "locksmithd.service")
+    host.run("systemctl start locksmithd.service")
     host.wait_up(after=before)
-    assert ahead.held_for(host) < 15
+    # Its turn is at most 20 s away, and then there is a pull; without a turn it would be held for 60.
+    assert ahead.held_for(host) < 40
     host.registry_stop()
     assert road.wait_ready(host)["driver"]["current"] == TREE
 
@@ -195,9 +199,10 @@ def test_a_host_without_a_gpu_holds_no_reboot() -> None:
         assert ahead.locks(host) == []
         assert host.nvidiad("reboot-check").rc == 0
         before = host.boots
-        host.systemctl("start", "locksmithd.service")
+        host.run("systemctl start locksmithd.service")
         host.wait_up(after=before)
-        assert ahead.held_for(host) < 2
+        # Less than logind would wait by itself.
+        assert ahead.held_for(host) < 4
         road.wait_phase(host, "no-gpu")
         road.wait_units(host, "kubelet.service")
 
@@ -212,6 +217,11 @@ def wait_for_driver(host: Host) -> dict[str, Any]:
     ahead.finish(host, named=False)
     road.wait_status(host, lambda said: not said["reboot"]["go"], "the reboot waits")
     return ahead.look(host)
+
+
+def waits_until(host: Host) -> float:
+    """When the reboot goes without its driver; what a busy machine adds to that, it adds to some looks."""
+    return min(float(ahead.look(host)["reboot"]["until"]) for _ in range(3))
 
 
 def restarted(host: Host) -> None:
@@ -244,13 +254,14 @@ def mute(host: Host) -> None:
     """It gives signals and answers nobody."""
     ahead.spoil(host, "mute")
     host.update_engine(UPDATED, VERSION)
-    ahead.look(host)
+    # That takes so long that the pull, which fails, is due again each time: no such look comes to an end.
+    ahead.look(host, over=False)
     ahead.spoil(host, "speak")
 
 
 def frozen(host: Host) -> None:
     host.kill("update-engine.service", signal.SIGSTOP)
-    ahead.look(host)
+    ahead.look(host, over=False)
     host.kill("update-engine.service", signal.SIGCONT)
 
 
@@ -283,8 +294,11 @@ def test_a_fault_of_update_engine_neither_ends_nor_renews_the_hold(
     still: Host, fault: Callable[[Host], None]
 ) -> None:
     host = still
-    before, given_back = wait_for_driver(host), ahead.released(host)
-    locks = ahead.locks(host)
+    # A look at an update_engine that answers nobody takes long, and the hold is not to end meanwhile. What
+    # the limit of logind is raised to for it stays, below the one of another test.
+    road.configure(host, ahead.configuration(maximum=110))
+    wait_for_driver(host)
+    before, given_back, locks = waits_until(host), ahead.released(host), ahead.locks(host)
     assert len(locks) == 1
     fault(host)
     host.wait(lambda: ahead.look(host)["update"], "update_engine answers")
@@ -292,7 +306,7 @@ def test_a_fault_of_update_engine_neither_ends_nor_renews_the_hold(
     assert ahead.released(host) == given_back, road.story(host)
     assert ahead.locks(host) == locks
     assert ahead.stage(after)["version"] == VERSION
-    assert after["reboot"]["until"] == pytest.approx(before["reboot"]["until"], abs=0.5)
+    assert waits_until(host) == pytest.approx(before, abs=0.5)
     assert after["phase"] == "ready"
     assert host.show("nvidiad.service", "NRestarts") == "0"
     road.publish(host, VERSION, KERNEL)
@@ -343,11 +357,13 @@ def test_what_somebody_else_says_in_the_name_of_update_engine_is_not_heard(still
 
 def test_a_fake_does_not_shorten_what_is_known_of_the_real_update(still: Host) -> None:
     host = still
-    before, given_back = wait_for_driver(host), ahead.released(host)
+    road.configure(host, ahead.configuration(maximum=110))
+    wait_for_driver(host)
+    before, given_back = waits_until(host), ahead.released(host)
     host.run(ahead.FAKE, check=True)
     after = ahead.look(host)
     assert (ahead.stage(after)["version"], ahead.released(host)) == (VERSION, given_back)
-    assert after["reboot"]["until"] == pytest.approx(before["reboot"]["until"], abs=0.5)
+    assert waits_until(host) == pytest.approx(before, abs=0.5)
 
 
 def test_an_update_whose_version_nobody_tells_holds_the_reboot_and_says_why(still: Host) -> None:
@@ -383,15 +399,13 @@ def test_the_hold_of_a_second_update_is_counted_anew(still: Host) -> None:
     host.systemctl("stop", "update-engine.service")
     road.configure(host, ahead.configuration(maximum=8))
     host.write(ahead.NEXT, f"VERSION_ID={VERSION}\nKERNEL={KERNEL}\n")
-    first = ahead.look(host)["reboot"]
-    assert not first["go"]
+    first = road.wait_status(host, lambda said: not said["reboot"]["go"], "the reboot waits")["reboot"]
     road.wait_status(host, lambda said: said["reboot"]["go"], "it was held as long as it may be")
     host.run("rm", ahead.NEXT, check=True)
     document = ahead.look(host)
     assert document["stages"] == []
     host.write(ahead.NEXT, f"VERSION_ID={VERSION}\nKERNEL={KERNEL}\n")
-    second = ahead.look(host)["reboot"]
-    assert not second["go"]
+    second = road.wait_status(host, lambda said: not said["reboot"]["go"], "it waits again")["reboot"]
     assert second["until"] > first["until"] + 5
 
 
@@ -423,6 +437,7 @@ def test_without_the_daemon_the_answer_is_the_same(still: Host) -> None:
     assert (check.rc, f"driver {road.DRIVER} for {VERSION}" in check.out) == (75, True), check
     host.run(f"rm {ahead.NEXT}", check=True)
     host.update_engine("IDLE")
+    host.wait(lambda: host.nvidiad("reboot-check").rc == 0, "update_engine says that nothing is on disk")
     check = host.nvidiad("reboot-check")
     assert (check.rc, check.out) == (0, "no other OS is about to be booted\n")
 
@@ -555,14 +570,17 @@ def test_policy_drain_stops_the_gated_units_and_starts_them_again(still: Host) -
     host.kmod_busy()
     road.wait_status(host, lambda said: said["driver"]["loaded"] == road.OTHER_DRIVER, "it is swapped")
     road.wait_ready(host)
-    assert road.witnessed(host)[-1]["driver"] == road.OTHER_DRIVER
+    # The kubelet is up a moment before its witness has written.
+    host.wait(lambda: road.witnessed(host)[-1]["driver"] == road.OTHER_DRIVER, "it found the other driver")
     road.assert_never_early(host)
 
 
 def test_a_drain_ends_after_its_time_and_the_change_waits_for_the_boot(still: Host) -> None:
     host = still
+    pid = road.main_pid(host, "kubelet.service")
     changing(host, "drain", **{"drain-timeout": 5})
-    road.wait_units(host, "kubelet.service", active="inactive")
+    # It is down for those five seconds only.
+    host.wait(lambda: road.main_pid(host, "kubelet.service") != pid, "the kubelet was stopped")
     road.wait_phase(host, "pending-reboot", code="driver-mismatch")
     road.wait_units(host, "kubelet.service")
     assert road.status(host)["driver"]["loaded"] == road.DRIVER

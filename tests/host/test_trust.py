@@ -244,7 +244,9 @@ def test_what_nobody_vouches_for_is_refused_with_the_old_driver_in_force(
     assert road.listing(host.path("/opt/nvidia"), without=(NEW, ".lock")) == {
         path: what for path, what in opt.items() if path != ".lock"
     }
-    assert not road.listing(host.path(f"/opt/nvidia/{NEW}"))
+    # nvidiad itself makes room for what comes, under a hidden name, at each of its tries.
+    laid = road.listing(host.path(f"/opt/nvidia/{NEW}"))
+    assert not [name for name in laid if engine == "docker" or not name.startswith(".")], laid
     assert {unit: road.main_pid(host, unit) for unit in pids} == pids
     assert len(host.kmod_log()) == calls
     assert road.engine_events(host, "start", since) == ""

@@ -79,8 +79,15 @@ def test_the_journal_has_fields_of_its_own(ready: Host) -> None:
 
     road.configure(ready, road.configuration("1.2.3"))
     road.wait_phase(ready, "waiting", code="image-missing")
-    failed = [entry for entry in ready.journal(UNIT) if entry.get("NVIDIAD_CODE") == "image-missing"]
-    assert {entry["PRIORITY"] for entry in failed} == {"3", "4"}
+
+    def told() -> list[dict[str, Any]]:
+        return [entry for entry in ready.journal(UNIT) if entry.get("NVIDIAD_CODE") == "image-missing"]
+
+    # What the plan waits for is logged a moment after it is published.
+    ready.wait(
+        lambda: {entry["PRIORITY"] for entry in told()} == {"3", "4"}, "the step's and the plan's word"
+    )
+    failed = told()
     assert any(entry.get("NVIDIAD_STEP") == "pull-image" for entry in failed)
     assert any(entry.get("NVIDIAD_REMEDY") for entry in failed)
     road.configure(ready, road.configuration())
