@@ -24,6 +24,8 @@ FAKE = (
     "0 0.0 UPDATE_STATUS_UPDATED_NEED_REBOOT 9999.9.9 0"
 )
 UNPRIVILEGED = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+# What locksmithd says of itself.
+COORDINATOR = "/run/update-engine/coordinator.conf"
 _LOCKSMITH = """[Unit]
 Description=Locksmith (stand-in)
 After=update-engine.service

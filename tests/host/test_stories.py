@@ -145,7 +145,7 @@ class Stories(RuleBasedStateMachine):
         ahead.refuse(host, everybody=False)
         host.engine_thaw()
         left = f"{ahead.NEXT} /run/reboot-required /run/update_engine_autoupdate_completed /run/kill-*"
-        host.run(f"rm -f {left} /etc/tmpfiles.d/ambush.conf", check=True)
+        host.run(f"rm -f {left} {ahead.COORDINATOR} /etc/tmpfiles.d/ambush.conf", check=True)
         host.systemctl("restart", "update-engine.service")
         host.run("systemctl kill --signal=CONT registry@5000.service")  # where it runs
         road.strip(host)
@@ -219,7 +219,12 @@ class Stories(RuleBasedStateMachine):
         """What update_engine does on bad days, and what others do in its name."""
         if what == "fake" and self.locksmith:
             # Locksmith believes it, and nvidiad knows that it reboots into the OS that runs.
-            before = self.host.boots
+            before, place = self.host.boots, ahead.COORDINATOR
+            # Started a moment ago, it may not be on the bus yet.
+            self.host.wait(
+                lambda: self.host.exists(place) and "STATE=running" in self.host.read(place),
+                "locksmith listens",
+            )
             self.host.run(ahead.FAKE)
             self.ride(before, self.running, [])
             return
