@@ -61,15 +61,16 @@ def with_docker(
 def shared(folder: Path, base: Frozen, prepare: Callable[[Machine], object]) -> Iterator[Frozen]:
     """A state that `prepare` leads to from `base`; a test run's first worker makes it for all."""
     folder.mkdir(parents=True, exist_ok=True)
+    frozen = Frozen(folder / "frozen")
     with (folder / "users").open("w") as users:
-        fcntl.flock(users, fcntl.LOCK_EX)
-        frozen = Frozen(folder / "frozen")
-        if not frozen.folder.exists():
-            with Machine(folder / "work", frozen=base) as machine:
-                machine.resume()
-                prepare(machine)
-                machine.freeze(folder / "making").folder.rename(frozen.folder)
-        fcntl.flock(users, fcntl.LOCK_SH)
+        with (folder / "maker").open("w") as maker:
+            fcntl.flock(maker, fcntl.LOCK_EX)
+            if not frozen.folder.exists():
+                with Machine(folder / "work", frozen=base) as machine:
+                    machine.resume()
+                    prepare(machine)
+                    machine.freeze(folder / "making").folder.rename(frozen.folder)
+            fcntl.flock(users, fcntl.LOCK_SH)
         yield frozen
         # The last one to go removes it: pytest would keep three runs of 150 MB each.
         with suppress(BlockingIOError):
