@@ -55,9 +55,9 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the cache's lock of this name, so that parallel test runs build each thing once."""
-    with (cache_dir() / f"{name}.lock").open("w") as handle:
+def locked(name: str, folder: Path | None = None) -> Iterator[None]:
+    """Hold a lock of the cache, or of another folder: what runs in parallel builds each thing once."""
+    with ((folder or cache_dir()) / f"{name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.beds.common import cached
+from tests.beds.common import cached, locked
 from tests.vm import qemu
 from tests.vm.disk import disk
 from tests.vm.machine import Frozen, Machine
@@ -63,8 +63,7 @@ def shared(folder: Path, base: Frozen, prepare: Callable[[Machine], object]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     frozen = Frozen(folder / "frozen")
     with (folder / "users").open("w") as users:
-        with (folder / "maker").open("w") as maker:
-            fcntl.flock(maker, fcntl.LOCK_EX)
+        with locked("maker", folder):
             if not frozen.folder.exists():
                 with Machine(folder / "work", frozen=base) as machine:
                     machine.resume()
