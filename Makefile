@@ -5,9 +5,9 @@ VENV ?= .venv
 PREFIX ?= /opt/nvidiad
 DESTDIR ?=
 SYSCONFDIR ?= /etc
-# Three at a time, for two processors: a test of a host waits for most of its time. Files stay together, as
-# their beds do, in the order of tests/conftest.py, not in xdist's own.
-PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
+# Two at a time: a test of a bed waits for most of its time. Files stay together, as their beds do.
+# In the order of tests/conftest.py, not in xdist's own.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 
 .PHONY: help demo test test-images lint fuzz bench soak lock audit sbom man completions site bundle deb provision \
@@ -66,7 +66,7 @@ test: $(VENV)/.ready $(TOOLS)/.ready $(SITE)/.ready
 
 test-images: $(VENV)/.ready
 	[ "$$(id -u)" != 0 ] || tools/prepare.sh kmod scdoc shellcheck fish zsh
-	$(BIN)/python -m pytest -n 3 --dist loadfile tests/unit/image tests/images tests/vm/test_real_driver.py \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit/image tests/images tests/vm/test_real_driver.py \
 	  tests/host/test_compatibility.py
 
 lint: $(VENV)/.ready
