@@ -6,28 +6,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tests.host import road
-from tests.soak import events
 from tests.soak.__main__ import tell
 from tests.soak.events import Events
 from tests.soak.figures import faults
 from tests.soak.run import soak
-
-if TYPE_CHECKING:
-    import pytest
 
 # Kibibytes. Memory takes a thousand looks to find its size: only what is large shows before that.
 ALLOWED = 4096
 EVENTS = (Events.update, Events.line_breaks, Events.updater_fails, Events.systemd_reloads)
 
 
-def test_some_hundred_looks_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Among other tests a registry is silent for a second where nobody has cut its line.
-    patient = events._CONFIGURATION.replace("stall-timeout = 1\n", "stall-timeout = 5\n")
-    assert patient != events._CONFIGURATION
-    monkeypatch.setattr(events, "_CONFIGURATION", patient)
+def test_some_hundred_looks_leave_nothing_behind() -> None:
     with road.booted() as host:
         done = soak(host, looks=200, each=8, lives=0, events=EVENTS, say=print)
         figures = tell(done, "short soak")
