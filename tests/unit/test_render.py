@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -44,6 +43,7 @@ from nvidiad.nouns.value import replace
 from nvidiad.thought import metrics, render, wire
 from nvidiad.thought.document import document
 from nvidiad.world import itself
+from tests.unit.rest import at_rest
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_795_442_531.0  # Mon 2026-11-23 14:02:11 UTC
@@ -449,22 +449,14 @@ def test_metrics_are_well_formed(state: str) -> None:
         seen.add(line.rpartition(" ")[0])
 
 
-def held() -> metrics.Process:
-    """What this process holds when nothing of an earlier test is on its way out any more."""
-    deadline = time.monotonic() + 20
-    last = itself.process()
-    while True:
-        time.sleep(0.02)
-        now = itself.process()
-        assert now is not None and last is not None
-        if (now.descriptors, now.threads) == (last.descriptors, last.threads):
-            return now
-        assert time.monotonic() < deadline
-        last = now
+def process() -> metrics.Process:
+    found = itself.process()
+    assert found is not None
+    return found
 
 
 def test_what_the_process_itself_holds() -> None:
-    before = held()
+    before = at_rest(process)
     reader, writer = os.pipe()
     ended = threading.Event()
     thread = threading.Thread(target=ended.wait)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.soak import figures
 from tests.soak.figures import Sample
+from tests.unit.rest import at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,21 +65,8 @@ def test_what_is_flat(samples: list[Sample], words: list[str]) -> None:
         assert word in fault
 
 
-def settled() -> Sample:
-    """This process when nothing of an earlier test is on its way out any more."""
-    deadline = time.monotonic() + 20
-    last = figures.sample(os.getpid(), 1, 0.0)
-    while True:
-        time.sleep(0.02)
-        now = figures.sample(os.getpid(), 1, 0.0)
-        if (now.descriptors, now.threads) == (last.descriptors, last.threads):
-            return now
-        assert time.monotonic() < deadline
-        last = now
-
-
 def test_a_sample_of_a_real_process() -> None:
-    before = settled()
+    before = at_rest(lambda: figures.sample(os.getpid(), 1, 0.0))
     assert before.rss > before.anonymous > 0
     ended = threading.Event()
     thread = threading.Thread(target=ended.wait)
