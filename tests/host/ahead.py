@@ -155,8 +155,7 @@ def look(host: Host, *, over: bool = True) -> dict[str, Any]:
         before = document["looked"] or 0.0
 
         def holds(said: dict[str, Any], before: float = before) -> bool:
-            done = said["plan"] and not said["plan"]["steps"]
-            return (said["looked"] or 0.0) > before and (done or not over)
+            return said["looked"] > before and not (over and said["plan"]["steps"])
 
         host.nvidiad("reconcile", check=True)
         document = road.wait_status(host, holds, "nvidiad has looked again")
@@ -181,5 +180,4 @@ def gone_at(host: Host, boot: str = "-1") -> float:
 
 def held_for(host: Host, boot: str = "-1") -> float:
     """How long logind held the reboot with which that boot ended, in seconds."""
-    asked = road.journal_time(host, "systemd-logind.service", _ASKED, boot=boot)
-    return road.journal_time(host, "systemd-logind.service", _GONE, boot=boot, last=True) - asked
+    return gone_at(host, boot) - asked_at(host, boot)

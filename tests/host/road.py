@@ -366,6 +366,13 @@ def main_pid(host: Host, unit: str) -> int:
     return int(host.show(unit, "MainPID"))
 
 
+def wait_another(host: Host, pid: int, unit: str = "nvidiad.service") -> None:
+    """Wait until the main process of a unit is there and is not this one."""
+    host.wait(
+        lambda: main_pid(host, unit) not in (0, pid), f"{unit} is another process than {pid}", PATIENCE
+    )
+
+
 # -- what a host looks like ------------------------------------------------------------------------
 
 

@@ -56,15 +56,7 @@ def ready(cold: Host) -> Host:
     start(cold, road.configuration())
     road.wait_ready(cold)
     cold.wait(lambda: road.witnessed(cold), "the kubelet has looked around")
-    # Which comes after it is said that the driver is ready.
-    cold.wait(lambda: remembered(cold), "the tree is remembered as good")
     return cold
-
-
-def remembered(host: Host) -> bool:
-    memory = "/var/lib/nvidiad/memory.json"
-    known = host.exists(memory) and json.loads(host.read(memory))["last-good"]
-    return bool(known) and not host.exists("/var/lib/nvidiad/.memory.json.tmp")
 
 
 def start(host: Host, config: str) -> None:

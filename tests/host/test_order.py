@@ -151,11 +151,6 @@ def untouched(host: Host) -> dict[str, object]:
     }
 
 
-def wait_another(host: Host, pid: int) -> None:
-    """Wait until there is an nvidiad that is not this one."""
-    host.wait(lambda: road.main_pid(host, "nvidiad.service") not in (0, pid), f"another nvidiad than {pid}")
-
-
 def test_a_restart_of_nvidiad_touches_nothing(ready: Host) -> None:
     host = ready
     before = untouched(host)
@@ -168,7 +163,7 @@ def test_a_restart_of_nvidiad_touches_nothing(ready: Host) -> None:
         if command == "stop":
             assert untouched(host) == before
             host.systemctl("start", "nvidiad.service")
-        wait_another(host, pid)
+        road.wait_another(host, pid)
         road.wait_phase(host, "ready")
         assert untouched(host) == before
 
@@ -184,9 +179,7 @@ def test_nvidiad_that_hangs_is_shot_by_the_watchdog_and_nothing_else_is_touched(
     pid = road.main_pid(host, "nvidiad.service")
     # As long as it runs it tells the watchdog so, whatever happens.
     host.kill("nvidiad.service", signal.SIGSTOP)
-    host.wait(
-        lambda: road.main_pid(host, "nvidiad.service") not in (0, pid), "the watchdog restarted nvidiad"
-    )
+    road.wait_another(host, pid)
     road.wait_phase(host, "ready")
     road.journal_time(host, "nvidiad.service", "Watchdog timeout", last=True)
     assert host.show("nvidiad.service", "NRestarts") == "1"
@@ -230,7 +223,7 @@ def test_nvidiad_comes_back_by_itself_after_the_bus_was_away(host: Host) -> None
     road.wait_ready(host)
     before, pid = untouched(host), road.main_pid(host, "nvidiad.service")
     host.systemctl("restart", "dbus.service")
-    wait_another(host, pid)
+    road.wait_another(host, pid)
     road.wait_status(
         host, lambda d: d["phase"] == "ready" and unit(d, KUBELET)["active"] == "active", "ready again"
     )
@@ -255,7 +248,7 @@ def test_systemd_never_gives_nvidiad_up(ready: Host) -> None:
     for _ in range(8):
         pid = road.main_pid(host, "nvidiad.service")
         host.kill("nvidiad.service")
-        wait_another(host, pid)
+        road.wait_another(host, pid)
     road.wait_phase(host, "ready")
     assert untouched(host) == before
     host.run("rm", place, check=True)

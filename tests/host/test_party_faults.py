@@ -196,8 +196,7 @@ def hears(host: Host) -> None:
     # Before the first look there is no time of one.
     before = road.status(host)["looked"] or 0.0
     host.uevent("change", "/devices/pci0000:00/0000:01:00.0")
-    looked = lambda d: (d["looked"] or 0.0) > before and d["phase"] == "ready"  # noqa: E731
-    road.wait_status(host, looked, "it has looked", HEALED)
+    road.wait_status(host, lambda d: d["looked"] > before and d["phase"] == "ready", "it has looked", HEALED)
 
 
 def thaw_bus(host: Host) -> None:
@@ -223,7 +222,7 @@ def test_a_bus_that_is_lost_costs_nvidiad_a_restart_and_nothing_else(ready: Host
     finally:
         host.run(end, check=True)
     if "KILL" in cause:
-        host.wait(lambda: road.main_pid(host, "nvidiad.service") not in (0, pid), "another nvidiad", HEALED)
+        road.wait_another(host, pid)
     road.wait_phase(host, "ready", HEALED)
     host.wait(
         lambda: (

@@ -274,7 +274,7 @@ def test_the_lock_is_still_there_after_a_restart_of_logind(gate: Gate, how: str)
     else:
         pid = road.main_pid(host, UNIT)
         host.kill(UNIT)
-        host.wait(lambda: road.main_pid(host, UNIT) not in (0, pid), "logind runs again")
+        road.wait_another(host, pid, UNIT)
     # On the bus it is a moment later; a call would wait for it, and facts() only asks who owns the name.
     assert gate.listed() == before
     assert gate.facts()["held"]

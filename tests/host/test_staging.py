@@ -125,7 +125,7 @@ def test_a_kill_lets_no_waiting_reboot_go(host: Host) -> None:
         pid = road.main_pid(host, "nvidiad.service")
         ahead.wait_stage(host, "awaited", "image-missing")
         host.kill("nvidiad.service")
-        host.wait(lambda: road.main_pid(host, "nvidiad.service") not in (0, pid), "it lives again")  # noqa: B023
+        road.wait_another(host, pid)
         document = ahead.look(host)
         assert document["reboot"]["held"]
         assert len(ahead.locks(host)) == 1
@@ -232,7 +232,7 @@ def restarted(host: Host) -> None:
 def killed(host: Host) -> None:
     pid = road.main_pid(host, "update-engine.service")
     host.kill("update-engine.service")
-    host.wait(lambda: road.main_pid(host, "update-engine.service") not in (0, pid), "it runs again")
+    road.wait_another(host, pid, "update-engine.service")
 
 
 def repeated(host: Host) -> None:
